@@ -8,6 +8,9 @@ from normcore.equivalence import EquivalentSchedule, equivalent_schedule
 from normcore.exp_lr import ExpLR
 from normcore.follow import follow
 from normcore.gauge import growth_factor
+from normcore.groups import param_groups
+from normcore.homogeneity import norm_input_degrees
+from normcore.invariance import InvarianceReport, scale_invariance
 from normcore.schedules import Constant, Cosine, Exponential, StepDecay
 from normcore.theorems import equivalent_weight_decay, exponential_lr, texp, texp_plus_plus
 
@@ -25,6 +28,11 @@ __all__ = [
     "growth_factor",
     "texp",
     "texp_plus_plus",
+    # which parameters are scale-invariant
+    "InvarianceReport",
+    "norm_input_degrees",
+    "param_groups",
+    "scale_invariance",
     # the same on a torch optimizer
     "ExpLR",
     "convert_checkpoint",

@@ -19,11 +19,11 @@ from normcore.homogeneity import norm_input_degrees
 class NormScaling:
     """The norm layers of a model, their original eps, and the degrees of their inputs in each group's weights.
 
-    The degrees are measured on the inputs of the model's first forward pass (two extra passes, no gradients), or taken from a saved state.
+    The degrees are measured on the inputs of the model's first forward pass in train mode (extra passes, no gradients), or taken from a saved state.
     """
 
     def __init__(self, model: nn.Module, gauges: Sequence[GroupGauge]) -> None:
-        """Wait for the model's first forward pass."""
+        """Wait for the model's first forward pass in train mode."""
         self.model, self.gauges = model, list(gauges)
         self.degrees: dict[str, list[int]] | None = None
         self.eps: dict[str, float | None] = {}
@@ -31,7 +31,9 @@ class NormScaling:
         self._handle = model.register_forward_pre_hook(self._measure, with_kwargs=True)
 
     def _measure(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Measure the degrees once, before the first forward pass."""
+        """Measure the degrees once, before the first forward pass in train mode."""
+        if not model.training:
+            return
         self.close()
         if self.degrees is None:
             groups = [gauge.group["params"] for gauge in self.gauges]

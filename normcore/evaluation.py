@@ -1,0 +1,99 @@
+"""Evaluate a model at moved weights and leave it exactly as it was."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
+    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random state are as before.
+
+    Args:
+        model: any module.
+        train: True or False puts every module into that mode; None leaves the modes.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [t.detach().clone() for t in tensors]
+    grads = [(p, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=_cuda_devices(tensors)):
+        try:
+            if train is not None:
+                model.train(train)
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, values, strict=True):
+                    tensor.copy_(value)
+            for parameter, grad in grads:
+                parameter.grad = grad
+            for module, training in modes:
+                module.training = training
+
+
+def _cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
+    """The CUDA devices whose random state a forward pass could move."""
+    return sorted({t.device.index or 0 for t in tensors if t.is_cuda})
+
+
+def flat_output(output: Any) -> Tensor:
+    """All floating-point tensors of a nested output as one float64 vector."""
+    if isinstance(output, Tensor):
+        return output.detach().double().flatten() if output.is_floating_point() else torch.empty(0, dtype=torch.float64)
+    children = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else []
+    parts = [flat_output(child) for child in children]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+
+class Evaluator:
+    """f(weights) of a model on fixed inputs, with the same random draws at every call."""
+
+    def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
+        """Hold model and inputs."""
+        self.model, self.inputs, self.seed = model, inputs, seed
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        """The output as a float64 vector."""
+        torch.manual_seed(self.seed)
+        output = flat_output(self.model(self.inputs))
+        if not output.isfinite().all():
+            raise ValueError("model must give finite outputs on the batch, got NaN or infinity")
+        return output
+
+    @contextmanager
+    def moved(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+        """Within this context the tensors hold other values."""
+        kept = [t.detach().clone() for t in tensors]
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, kept, strict=True):
+                    tensor.copy_(value)
+
+    def at(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """The output with these values in place of these tensors."""
+        with self.moved(tensors, values):
+            return self()
+
+
+def joint_norm(tensors: Sequence[Tensor]) -> float:
+    """The norm of the concatenated tensors."""
+    return math.sqrt(sum(float(t.detach().double().pow(2).sum()) for t in tensors))
+
+
+def random_like(tensors: Sequence[Tensor], norm: float, seed: int) -> list[Tensor]:
+    """Random tensors of these shapes with the given joint norm, from their own generator."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in tensors]
+    scale = norm / max(joint_norm(draws), torch.finfo(torch.float64).tiny)
+    return [(draw * scale).to(t) for draw, t in zip(draws, tensors, strict=True)]
