@@ -1,0 +1,80 @@
+"""Rulers: how far two records lie apart, and with which power one quantity follows another."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import linregress
+
+
+def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Measure the norm of the difference of two records at each reading.
+
+    Args:
+        a: (readings, ...).
+        b: the same shape.
+
+    Returns:
+        (readings,) float64.
+
+    Raises:
+        ValueError: the shapes differ, as when one of the runs diverged.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim == 0:
+        raise ValueError(f"a and b must be records of one shape, got {x.shape} and {y.shape}")
+    return np.asarray(np.linalg.norm((x - y).reshape(len(x), -1), axis=1))
+
+
+def max_gap(a: ArrayLike, b: ArrayLike) -> float:
+    """Return max over t of |a_t - b_t|, nan where a reading is.
+
+    Example:
+        >>> max_gap([[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [4.0, 5.0]])
+        5.0
+
+    Raises:
+        ValueError: as in `gaps`.
+    """
+    return float(gaps(a, b).max())
+
+
+def relative_gap(a: ArrayLike, b: ArrayLike) -> float:
+    """Return max over t of |a_t - b_t| / |a_t|.
+
+    Example:
+        >>> relative_gap([[3.0, 4.0], [0.0, 1.0]], [[3.0, 4.5], [0.0, 1.0]])
+        0.1
+
+    Raises:
+        ValueError: as in `gaps`, or a reading of `a` is zero.
+    """
+    sizes = gaps(a, np.zeros_like(np.asarray(a, dtype=np.float64)))
+    if (sizes == 0).any():
+        raise ValueError(f"a must not be zero, but is at reading {int((sizes == 0).argmax())}")
+    return float((gaps(a, b) / sizes).max())
+
+
+def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    """Fit log y = a + k log x by least squares.
+
+    Args:
+        x: at least three positive values, not all equal.
+        y: as many positive values.
+
+    Returns:
+        (k, standard error of k).
+
+    Raises:
+        ValueError: lengths differ, fewer than three points, or a value that is not > 0.
+
+    Example:
+        >>> round(slope([1, 2, 4, 8], [3, 12, 48, 192])[0], 12)
+        2.0
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if xs.shape != ys.shape or xs.ndim != 1:
+        raise ValueError(f"x and y must be of one length, got shapes {xs.shape} and {ys.shape}")
+    if len(xs) < 3 or not (np.isfinite(xs * ys).all() and min(xs.min(), ys.min()) > 0):
+        values = f"got {xs.tolist()} and {ys.tolist()}"
+        raise ValueError(f"x and y must hold at least three finite values > 0, {values}")
+    fit = linregress(np.log(xs), np.log(ys))
+    return float(fit.slope), float(fit.stderr)

@@ -1,0 +1,33 @@
+"""Tagged parameter groups."""
+
+import pytest
+import torch
+from test_invariance import Block, classifier_batch, conv_net
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import normcore as nc
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    for model, batch in ((conv_net(nn.BatchNorm2d), classifier_batch(16, 1, 8, 8)), (Block(), classifier_batch(16, 3, 5))):
+        groups = nc.param_groups(model, nc.scale_invariance(model, cross_entropy, batch), lr=0.1, weight_decay=1e-2)
+        placed = [id(p) for group in groups for p in group["params"]]
+        assert sorted(placed) == sorted(id(p) for p in model.parameters())
+        assert all(group["lr"] == 0.1 for group in groups)
+        assert [group["scale_invariant"] for group in groups][-1] is False
+
+
+def test_joint_groups_train_with_exp_lr():
+    model, batch = Block(), classifier_batch(16, 3, 5)
+    optimizer = torch.optim.SGD(nc.param_groups(model, nc.scale_invariance(model, cross_entropy, batch)), lr=0.1, weight_decay=1e-2)
+    exp_lr = nc.ExpLR(optimizer, model)
+    cross_entropy(model(batch[0]), batch[1]).backward()
+    optimizer.step()
+    assert exp_lr.log_scale(0) < 0
+
+
+def test_a_report_of_another_model_is_refused():
+    report = nc.scale_invariance(Block(), cross_entropy, classifier_batch(16, 3, 5))
+    with pytest.raises(ValueError, match="report must be of this model, got one that differs in"):
+        nc.param_groups(conv_net(nn.BatchNorm2d), report)

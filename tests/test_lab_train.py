@@ -1,0 +1,111 @@
+"""The training loop against a loop written out here."""
+
+import copy
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles_lab import sgd_losses
+
+import normcore as nc
+from normcore.lab import direction, load_dataset, logits_on, mlp, train, trainable, weight_norm
+
+DATA = load_dataset("digits", dtype=torch.float64)
+
+
+def sgd(net, **options):
+    """Stock SGD."""
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, **options}
+    return torch.optim.SGD(trainable(net), **settings)
+
+
+def test_equals_a_plain_loop():
+    net, batches = mlp((64, 16, 10), dtype=torch.float64), DATA.batches(20, 16)
+    losses, twin = sgd_losses(net, batches, [0.1] * 20, [1e-2] * 20, [0.9] * 20)
+    probes = {"norm": weight_norm, "logits": logits_on(DATA.x_test[:5])}
+    history = train(net, sgd(net), batches, probes=probes, every=6)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-12)
+    assert history.step.tolist() == [0, 6, 12, 18, 20]
+    assert history["norm"].shape == (5,) and history["logits"].shape == (5, 5, 10)
+    assert history["norm"][-1] == pytest.approx(weight_norm(twin), rel=1e-12)
+    assert history["norm"].dtype == np.float64 and history.diverged_at is None
+
+
+def test_a_probe_sees_the_model_before_its_step():
+    net, batches = mlp((64, 16, 10), dtype=torch.float64), DATA.batches(9, 16)
+    norms = [weight_norm(net)]
+    for t in range(9):
+        norms.append(weight_norm(sgd_losses(net, batches[: t + 1], *[[0.05] * 9] * 3)[1]))
+    optimizer = sgd(net, lr=0.05, momentum=0.05, weight_decay=0.05)
+    history = train(net, optimizer, batches, probes={"norm": weight_norm}, every=3)
+    assert history.step.tolist() == [0, 3, 6, 9]  # the last reading is not doubled
+    np.testing.assert_allclose(history["norm"], norms[::3], rtol=1e-12)
+
+
+def test_a_reading_is_not_overwritten_by_later_steps():
+    net = mlp((64, 16, 10), dtype=torch.float64)
+    probe = {"w": lambda model: model[1].weight}  # the live tensor itself
+    history = train(net, sgd(net), DATA.batches(2, 16), probes=probe)
+    assert not np.array_equal(history["w"][0], history["w"][1])
+
+
+def test_scheduler_and_schedule_are_stepped():
+    batches, net = DATA.batches(30, 16), mlp((64, 16, 10), dtype=torch.float64)
+    free, late = copy.deepcopy(net), copy.deepcopy(net)
+    optimizer = sgd(net)
+    rates = nc.StepDecay(0.1, (10, 20)).values(30)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [10, 20])
+    train(net, optimizer, batches, scheduler=steps)
+    train(free, sgd(free), batches, schedule=nc.texp_plus_plus(rates, 1e-2, 0.9))
+    shifted = nc.texp_plus_plus(np.append(rates[1:], rates[-1]), 1e-2, 0.9)
+    train(late, sgd(late), batches, schedule=shifted)  # control: each rate a step too early
+    assert float((direction(net) - direction(free)).norm()) < 1e-10
+    assert float((direction(net) - direction(late)).norm()) > 1e-4
+
+
+def test_before_step_comes_between_gradient_and_step():
+    net, seen = mlp((64, 16, 10)), []
+
+    def before_step(t):
+        seen.append((t, float(net[1].weight.grad.norm()) > 0))
+        net[1].weight.grad.zero_()
+
+    before = net[1].weight.detach().clone()
+    batches = load_dataset("digits").batches(3, 16)
+    train(net, sgd(net, weight_decay=0.0), batches, before_step=before_step)
+    assert seen == [(0, True), (1, True), (2, True)] and torch.equal(before, net[1].weight)
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_diverging_run_is_an_outcome(every):
+    net = mlp((64, 16, 10), norm="none", head="trained")
+    batches = load_dataset("digits").batches(20, 16)
+    probes = {"norm": weight_norm}
+    history = train(net, sgd(net, lr=1e8), batches, probes=probes, every=every)
+    stop = history.diverged_at
+    assert 0 < stop < 19 and len(history.loss) == stop + 1
+    assert not math.isfinite(history.loss[-1]) and np.isfinite(history.loss[:-1]).all()
+    assert history.step.tolist() == (list(range(stop + 1)) if every == 1 else [0, stop])
+    assert len(history["norm"]) == len(history.step)
+
+
+def test_the_bar_stays_silent_unless_wanted(monkeypatch):
+    net, batches = mlp((64, 16, 10)), load_dataset("digits").batches(3, 4)
+    for progress, silent in ((None, True), (False, True), (True, False)):
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stderr", stream)
+        train(net, sgd(net), batches, progress=progress)
+        assert (stream.getvalue() == "") is silent
+
+
+def test_bad_input():
+    net, batches = mlp((64, 16, 10)), load_dataset("digits").batches(5, 4)
+    with pytest.raises(ValueError, match="every must be >= 1, got 0"):
+        train(net, sgd(net), batches, every=0)
+    short = nc.texp_plus_plus(0.1, 1e-2, steps=3)
+    with pytest.raises(ValueError, match="at least 5 steps, one for each batch, got 3"):
+        train(net, sgd(net), batches, schedule=short)
+    with pytest.raises(KeyError, match=r"no probe named 'nrm'; the run recorded \['norm'\]"):
+        train(net, sgd(net), batches, probes={"norm": weight_norm})["nrm"]
