@@ -1,0 +1,177 @@
+"""Execute the chapters, store them in one canonical form, and check that form.
+
+    python -m normcore.bookkit.chapters execute DEST   executes every chapter of _toc.yml into DEST, the tree stays as it is
+    python -m normcore.bookkit.chapters store          executes them and writes the outputs back
+"""
+
+import concurrent.futures
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from normcore.bookkit.claims import Record, parse_records
+
+Notebook = Any  # nbformat's NotebookNode has no types
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+CELL_METADATA = ("tags", "mystnb")
+CELL_TIMEOUT = 300
+LARGEST = 1_500_000
+"""Bytes of a chapter with its outputs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of executing a notebook: seconds, and the error of the first cell that failed."""
+
+    seconds: float
+    error: str | None = None
+
+
+def chapter_paths(root: Path) -> list[Path]:
+    """The notebooks named in _toc.yml, in the book's order."""
+    names = re.findall(r"file:\s*(\S+)", (root / "_toc.yml").read_text())
+    paths = [(root / name).with_suffix(".ipynb") for name in names]
+    return [path for path in paths if path.exists()]
+
+
+def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
+    """Execute a notebook in place, with one thread and in the given folder."""
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
+    client = NotebookClient(
+        notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False, coalesce_streams=True
+    )
+    start = time.perf_counter()
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        return Outcome(time.perf_counter() - start, f"{error.ename}: {error.evalue}")
+    return Outcome(time.perf_counter() - start)
+
+
+def canonical(notebook: Notebook) -> Notebook:
+    """The notebook in the one form that is stored: a diff then shows only what changed."""
+    notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    count = 0
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i:03d}"
+        cell.metadata = {key: cell.metadata[key] for key in CELL_METADATA if cell.metadata.get(key)}
+        cell.source = cell.source.rstrip()
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                output.pop("execution_count", None) if output.output_type != "execute_result" else output.update(execution_count=count)
+                if "metadata" in output:
+                    output.metadata = {}
+    return notebook
+
+
+def verdict_text(notebook: Notebook) -> str:
+    """What the last code cell printed: the chapter's verdict table."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    texts = [output.data.get("text/plain", "") for output in (cells[-1].outputs if cells else []) if "data" in output]
+    return "\n".join(texts)
+
+
+def notebook_records(path: Path) -> list[Record]:
+    """The claims stored in a chapter."""
+    return parse_records(verdict_text(nbformat.read(path, as_version=4)))
+
+
+def problems(notebook: Notebook) -> list[str]:
+    """What keeps a notebook from being a stored chapter: unexecuted cells, errors, warnings, addresses, long cells, a wrong frame."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = [] if [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)) else ["execution counts are not 1, 2, ..."]
+    if not cells or not cells[0].source.rstrip().endswith("profile = bookkit.setup()"):
+        found.append("the first code cell is not the set-up cell")
+    if not cells or cells[-1].source.strip() != "bookkit.verdict_table()":
+        found.append("the last code cell is not bookkit.verdict_table()")
+    for number, cell in enumerate(cells, 1):
+        found += [f"cell {number}: {problem}" for problem in (*_source_problems(cell.source), *_output_problems(cell.outputs))]
+    return found
+
+
+def _source_problems(source: str) -> Iterable[str]:
+    """Faults of a cell's code."""
+    lines = source.splitlines()
+    if len(lines) > 25:
+        yield f"{len(lines)} lines, more than 25"
+    if lines and lines[-1].rstrip().endswith(";"):
+        yield "ends in a semicolon"
+    if re.search(r"^\s*class ", source, re.MULTILINE):
+        yield "defines a class"
+    if len(re.findall(r"^\s*def ", source, re.MULTILINE)) > 2:
+        yield "defines more than two functions"
+    if ".backward()" in source:
+        yield "holds a training loop"
+
+
+def _output_problems(outputs: Iterable[Any]) -> Iterable[str]:
+    """Faults of a cell's outputs."""
+    for output in outputs:
+        if output.output_type == "error":
+            yield f"stored error {output.ename}"
+        if output.output_type == "stream" and output.name == "stderr":
+            yield f"stderr: {output.text[:80]!r}"
+        data = output.get("data", {})
+        if any("widget" in kind for kind in data):
+            yield "widget output"
+        if re.search(r"\bat 0x[0-9a-f]+", str(data.get("text/plain", "")) + str(output.get("text", ""))):
+            yield "an address in the output"
+
+
+def _execute_one(path: Path, target: Path) -> tuple[Path, Outcome, int]:
+    """Execute a chapter and write it to the target in canonical form."""
+    notebook = nbformat.read(path, as_version=4)
+    outcome = execute_notebook(notebook, path.parent)
+    if outcome.error is None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = nbformat.writes(canonical(notebook)) + "\n"
+        scratch = target.with_suffix(".part")
+        scratch.write_text(text)
+        scratch.replace(target)
+    return path, outcome, len(verdict_text(notebook).splitlines())
+
+
+def execute_all(root: Path, destination: Path) -> bool:
+    """Execute every chapter, two at a time, with a line each; True when all went through."""
+    paths = chapter_paths(root)
+    good = True
+    with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
+        jobs = [pool.submit(_execute_one, path, destination / path.relative_to(root)) for path in paths]
+        for job in concurrent.futures.as_completed(jobs):
+            path, outcome, claims = job.result()
+            if outcome.error is None:
+                print(f"ok      {path.stem:28} {outcome.seconds:6.1f} s  {claims} claims held", flush=True)
+            else:
+                good = False
+                print(f"FAILED  {path.stem:28} {outcome.seconds:6.1f} s  {outcome.error}", flush=True)
+    return good
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    root = Path.cwd()
+    if arguments[:1] == ["store"] and len(arguments) == 1:
+        return 0 if execute_all(root, root) else 1
+    if arguments[:1] == ["execute"] and len(arguments) == 2:
+        return 0 if execute_all(root, Path(arguments[1])) else 1
+    print(__doc__)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

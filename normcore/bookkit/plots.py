@@ -1,0 +1,74 @@
+"""Figures in one style: the same colour for the same thing in every chapter, theory dashed and black, labels at the curves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+
+DECAY, EXPONENTIAL, CONTROL, OTHER = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+"""Okabe and Ito's colours, told apart in every common form of colour blindness: run with weight decay, run at the exponential rate, control, a further curve."""
+
+KINDS: dict[str, dict[str, Any]] = {
+    "decay": {"color": DECAY},
+    "exponential": {"color": EXPONENTIAL, "dashes": (4, 2)},
+    "control": {"color": CONTROL},
+    "other": {"color": OTHER},
+    "theory": {"color": "black", "linestyle": "--", "linewidth": 1.3, "zorder": 5},
+    "guide": {"color": "#8a8a8a", "linewidth": 1.0},
+}
+
+
+def use_style() -> None:
+    """Switch matplotlib to the house style; images carry no version, so that they are the same bytes each time."""
+    plt.style.use(Path(__file__).with_name("normcore.mplstyle"))
+    mpl.rcParams["savefig.bbox"] = "standard"
+
+
+@contextmanager
+def panels(count: int = 1, *, height: float = 3.4, width: float = 7.0, **options: Any) -> Iterator[Any]:
+    """A figure with `count` panels side by side; shows it at the end.
+
+    Yields:
+        The Axes, or an array of them.
+    """
+    _, axes = plt.subplots(1, count, figsize=(width, height), **options)
+    yield axes
+    plt.show()
+
+
+def curve(ax: Axes, x: Any, y: Any, kind: str = "decay", label: str = "", *, at: int = -1, offset: tuple[float, float] = (4, 0), **options: Any) -> None:
+    """Draw a curve of a kind (a key of KINDS), with its label beside point `at`."""
+    style = {**KINDS[kind], **options}
+    dashes = style.pop("dashes", None)
+    (line,) = ax.plot(x, y, **style)
+    if dashes:
+        line.set_dashes(dashes)
+    if label:
+        ax.annotate(
+            label, (x[at], y[at]), xytext=offset, textcoords="offset points", color=line.get_color(), va="center", fontsize=10, annotation_clip=False
+        )
+
+
+def band(ax: Axes, x: Any, low: Any, high: Any, kind: str = "decay") -> None:
+    """Shade between two curves in the colour of a kind."""
+    ax.fill_between(x, low, high, color=KINDS[kind]["color"], alpha=0.2, linewidth=0)
+
+
+def axes_labels(ax: Axes, x: str, y: str, title: str = "") -> None:
+    """Label both axes, and put what the panel shows above it."""
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    if title:
+        ax.set_title(title, loc="left", color="#333333")
+
+
+def decades(ax: Axes, axis: str = "y", most: int = 6) -> None:
+    """Make an axis logarithmic, with at most so many decades labelled."""
+    getattr(ax, f"set_{axis}scale")("log")
+    getattr(ax, f"{axis}axis").set_major_locator(LogLocator(base=10, numticks=most))
+    getattr(ax, f"{axis}axis").minorticks_off()
