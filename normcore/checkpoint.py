@@ -1,10 +1,12 @@
-"""Convert saved runs between the gauges: with weight decay, exponential, and unit norm. Functions and their future stay as they are."""
+"""Convert saved runs between the gauges:
+
+With weight decay, exponential, and unit norm. Functions and their future stay as they are.
+"""
 
 import copy
 import math
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from normcore.group_gauge import BUFFER_DEGREES
@@ -16,34 +18,42 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
     """Re-gauge a checkpoint: the same function, the same future, other numbers.
 
     Args:
-        state: {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "exp_lr": exp_lr.state_dict()}. Without "exp_lr" the checkpoint is one of
-            a run with weight decay. The ExpLR must have been given its `model`, since its state then names the weights.
-        to: "weight_decay" for a run without ExpLR; "exp_lr" to go on with ExpLR at the scale the checkpoint has; "unit_norm" for ExpLR with each
-            tagged group rescaled to joint norm 1.
+        state: {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "exp_lr":
+            exp_lr.state_dict()}. Without "exp_lr" the checkpoint is one of a run with weight decay. The ExpLR
+            must have been given its `model`, since its state then names the weights.
+        to: "weight_decay" for a run without ExpLR; "exp_lr" to go on with ExpLR at the scale the checkpoint
+            has; "unit_norm" for ExpLR with each tagged group rescaled to joint norm 1.
 
     Returns:
-        A new dictionary with the same keys; "exp_lr" is None after "weight_decay". The argument is left as it was.
+        A new dictionary with the same keys; "exp_lr" is None after "weight_decay". The argument is left as it
+        was.
 
     Raises:
         ValueError: `to` is unknown, or the state lacks what the conversion needs.
 
     Example:
+        >>> import torch
         >>> state = {"model": {"w": torch.ones(2)}, "optimizer": {"param_groups": [], "state": {}}}
         >>> convert_checkpoint(state, "weight_decay")["model"]["w"].tolist()
         [1.0, 1.0]
 
     Source: equivalent scaling, Li & Arora (2020), arXiv 1910.07454, Definitions 2.3 and 2.6.
+
     """
     if to not in ("weight_decay", "exp_lr", "unit_norm"):
         raise ValueError(f"to must be 'weight_decay', 'exp_lr' or 'unit_norm', got {to!r}")
     missing = [key for key in ("model", "optimizer") if key not in state]
     if missing:
-        raise ValueError(f"state must hold 'model' and 'optimizer', got no {' and no '.join(map(repr, missing))}")
+        raise ValueError(
+            f"state must hold 'model' and 'optimizer', got no {' and no '.join(map(repr, missing))}"
+        )
     new = copy.deepcopy(state)
     exp_lr = new.get("exp_lr")
     if exp_lr is None:
         if to != "weight_decay":
-            raise ValueError(f"state must hold 'exp_lr' to be converted to {to!r}; to start one, attach ExpLR to the loaded run (its gauge begins at x = 1)")
+            raise ValueError(
+                f"state must hold 'exp_lr' to be converted to {to!r}; to start one, attach ExpLR to the loaded run (its gauge begins at x = 1)"
+            )
         new["exp_lr"] = None
         return new
     if to == "exp_lr":
@@ -51,7 +61,9 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
     for index, gauge in exp_lr["groups"].items():
         names = exp_lr["names"][index]
         if names is None:
-            raise ValueError("state['exp_lr'] must name the weights, got None: save it from ExpLR(optimizer, model=model)")
+            raise ValueError(
+                "state['exp_lr'] must name the weights, got None: save it from ExpLR(optimizer, model=model)"
+            )
         factor = 1.0 / gauge["x"] if to == "weight_decay" else _norm([new["model"][name] for name in names])
         _shift(new, int(index), names, gauge if to == "weight_decay" else None)
         _multiply(new, int(index), names, gauge, factor)
@@ -77,7 +89,9 @@ def _shift(state: State, index: int, names: list[str], gauge: State | None) -> N
         return
     for name, buffers in _buffers(state, index, names):
         if buffers.get("momentum_buffer") is not None:
-            buffers["momentum_buffer"] = buffers["momentum_buffer"] + gauge["ratio"] * gauge["x"] ** 2 * state["model"][name]
+            buffers["momentum_buffer"] = (
+                buffers["momentum_buffer"] + gauge["ratio"] * gauge["x"] ** 2 * state["model"][name]
+            )
 
 
 def _multiply(state: State, index: int, names: list[str], gauge: State, factor: float) -> None:
@@ -96,7 +110,9 @@ def _multiply_statistics(state: State, index: int, factor: float) -> None:
     model, norms = state["model"], state["exp_lr"]["norms"]
     if norms is None:
         if any(name.endswith("running_var") for name in model):
-            raise ValueError("state['exp_lr'] must know the norm layers, got norms=None: save it after the first forward pass")
+            raise ValueError(
+                "state['exp_lr'] must know the norm layers, got norms=None: save it after the first forward pass"
+            )
         return
     position = list(state["exp_lr"]["groups"]).index(index) if index in state["exp_lr"]["groups"] else 0
     for layer, degrees in norms["degrees"].items():
@@ -105,5 +121,3 @@ def _multiply_statistics(state: State, index: int, factor: float) -> None:
             key = f"{layer}.{statistic}" if layer else statistic
             if model.get(key) is not None:
                 model[key] = model[key] * scale**power
-
-

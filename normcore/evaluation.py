@@ -16,6 +16,7 @@ def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
     Args:
         model: any module.
         train: True or False puts every module into that mode; None leaves the modes.
+
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [t.detach().clone() for t in tensors]
@@ -44,8 +45,14 @@ def _cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
 def flat_output(output: Any) -> Tensor:
     """All floating-point tensors of a nested output as one float64 vector."""
     if isinstance(output, Tensor):
-        return output.detach().double().flatten() if output.is_floating_point() else torch.empty(0, dtype=torch.float64)
-    children = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else []
+        return (
+            output.detach().double().flatten()
+            if output.is_floating_point()
+            else torch.empty(0, dtype=torch.float64)
+        )
+    children = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else []
+    )
     parts = [flat_output(child) for child in children]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 

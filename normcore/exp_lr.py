@@ -1,45 +1,51 @@
 """Train at the equivalent exponential learning rate with a stock torch optimizer, in the units of the run with weight decay.
 
-Two step hooks do it. Before a step the tagged groups get the rate lr / (x_t x_{t+1}) and no weight decay, after it they read again as the user set
-them, so that schedulers work in ordinary units. Only scalars change, apart from element-wise work on buffers and weights at gauge resets and rebases.
+Two step hooks do it. Before a step the tagged groups get the rate lr / (x_t x_{t+1}) and no weight decay,
+after it they read again as the user set them, so that schedulers work in ordinary units. Only scalars change,
+apart from element-wise work on buffers and weights at gauge resets and rebases.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from normcore.group_gauge import GroupGauge
-from normcore.invariance import scale_invariance
 from normcore.norm_scaling import NormScaling
+from normcore.tags import check_supported, warn_if_not_invariant
 
 
 class ExpLR:
     """Run an optimizer's scale-invariant groups without weight decay, at the equivalent exponential learning rate.
 
-    Works on `torch.optim.SGD` (momentum, dampening, Nesterov; coupled decay) and `torch.optim.AdamW` (decoupled decay), fused or not, on any device. Only
-    groups with `scale_invariant=True` are converted (`param_groups` makes them); the others train untouched. `group["lr"]`, `group["weight_decay"]` and
-    `group["momentum"]` keep reading and working as in the run with weight decay, whose function the model computes at every step: theta_t = x_t theta~_t.
-    Whenever x_t falls below 1/2 weights and buffers are multiplied by powers of two, bit-exactly, so that nothing leaves the float range.
+    Works on `torch.optim.SGD` (momentum, dampening, Nesterov; coupled decay) and `torch.optim.AdamW`
+    (decoupled decay), fused or not, on any device. Only groups with `scale_invariant=True` are converted
+    (`param_groups` makes them); the others train untouched. `group["lr"]`, `group["weight_decay"]` and
+    `group["momentum"]` keep reading and working as in the run with weight decay, whose function the model
+    computes at every step: theta_t = x_t theta~_t. Whenever x_t falls below 1/2 weights and buffers are
+    multiplied by powers of two, bit-exactly, so that nothing leaves the float range.
 
-    Attach it at any time, also in the middle of a run, with the optimizer between two steps. The gradients of converted weights are x_t times the ordinary
-    ones: clip with `clip_grad_norm_` and `clip_grad_value_` of this object, not with torch's, whose threshold would be in the wrong units.
+    Attach it at any time, also in the middle of a run, with the optimizer between two steps. The gradients of
+    converted weights are x_t times the ordinary ones: clip with `clip_grad_norm_` and `clip_grad_value_` of
+    this object, not with torch's, whose threshold would be in the wrong units.
 
     Args:
         optimizer: SGD or AdamW, with at least one group tagged `scale_invariant=True`.
-        model: give it when the converted weights feed normalization layers with eps > 0 or running statistics. Both are then co-scaled, so that
-            train and eval outputs equal those of the run with weight decay.
-        loss_fn: with `model` and `batch`, the tagged groups are tested and a warning names those that are not scale-invariant.
+        model: give it when the converted weights feed normalization layers with eps > 0 or running
+            statistics. Both are then co-scaled, so that train and eval outputs equal those of the run with
+            weight decay.
+        loss_fn: with `model` and `batch`, the tagged groups are tested and a warning names those that are not
+            scale-invariant.
         batch: an (inputs, targets) pair.
         rebase: False lets the weights grow; float32 then overflows.
 
     Raises:
         TypeError: the optimizer has no known gauge (Adam with coupled L2, LBFGS, ...).
-        ValueError: no tagged group; later, in `optimizer.step()`, a hyper-parameter out of range, before anything has moved.
+        ValueError: no tagged group; later, in `optimizer.step()`, a hyper-parameter out of range, before
+            anything has moved.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -50,7 +56,9 @@ class ExpLR:
         >>> round(exp_lr.log_lr(0), 6), optimizer.param_groups[0]["lr"]  # log(0.1 / 0.95)
         (-2.251292, 0.1)
 
-    Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.13, for any schedule; partial invariance, Nesterov, AdamW and rebasing are this project's.
+    Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.13, for any schedule; partial invariance, Nesterov,
+    AdamW and rebasing are this project's.
+
     """
 
     def __init__(
@@ -63,23 +71,30 @@ class ExpLR:
         rebase: bool = True,
     ) -> None:
         """Attach the hooks."""
-        _check_supported(optimizer)
+        check_supported(optimizer)
         tagged = [i for i, group in enumerate(optimizer.param_groups) if group.get("scale_invariant") is True]
         if not tagged:
-            raise ValueError("optimizer must have a group with scale_invariant=True, got none; normcore.param_groups makes such groups")
+            raise ValueError(
+                "optimizer must have a group with scale_invariant=True, got none; normcore.param_groups makes such groups"
+            )
         self.optimizer, self.model, self.rebase = optimizer, model, rebase
         self.gauges = {i: GroupGauge(optimizer, i) for i in tagged}
         if model is not None and loss_fn is not None and batch is not None:
-            _warn_if_not_invariant(model, loss_fn, batch, self.gauges)
+            warn_if_not_invariant(model, loss_fn, batch, self.gauges)
         self.norms = None if model is None else NormScaling(model, list(self.gauges.values()))
         self._skipped = False
-        self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Give the tagged groups their exponential learning rate."""
         for gauge in self.gauges.values():
             gauge.restore()  # a step that raised left them
-        found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers: the step will do nothing
+        found_inf = getattr(
+            optimizer, "found_inf", None
+        )  # set by GradScaler for fused optimizers: the step will do nothing
         self._skipped = found_inf is not None and bool(found_inf.item())
         if self._skipped:
             return
@@ -103,24 +118,30 @@ class ExpLR:
             self.norms.update()
 
     def log_scale(self, group: int = 0) -> float:
-        """log x_t of a group (its index in the optimizer), rebases included: theta_t = x_t theta~_t."""
+        """Log x_t of a group (its index in the optimizer), rebases included: theta_t = x_t theta~_t."""
         return self._gauge(group).log_scale
 
     def log_lr(self, group: int = 0) -> float:
-        """The logarithm of the exponential learning rate of a group's last step, as without rebases; ValueError before the first step."""
+        """The logarithm of the exponential learning rate of a group's last step, as without rebases.
+
+        ValueError before the first step.
+        """
         return self._gauge(group).log_lr
 
     def _gauge(self, group: int) -> GroupGauge:
         """The gauge of a tagged group."""
         if group not in self.gauges:
-            raise ValueError(f"group must be the index of a tagged group, one of {sorted(self.gauges)}, got {group!r}")
+            raise ValueError(
+                f"group must be the index of a tagged group, one of {sorted(self.gauges)}, got {group!r}"
+            )
         return self.gauges[group]
 
     @contextmanager
     def ordinary_gradients(self) -> Iterator[None]:
         """Within this context the gradients of converted weights are in the units of the run with weight decay.
 
-        Use it around anything that reads or changes gradients with a fixed scale: clipping, noise, norms in a log.
+        Use it around anything that reads or changes gradients with a fixed scale: clipping, noise, norms in a
+        log.
         """
         self._scale_gradients(inverse=True)
         try:
@@ -140,6 +161,7 @@ class ExpLR:
 
         Returns:
             The total norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
+
         """
         with self.ordinary_gradients():
             return torch.nn.utils.clip_grad_norm_(self._parameters(), max_norm, norm_type)
@@ -154,7 +176,10 @@ class ExpLR:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def detach(self) -> None:
-        """Return weights, buffers, eps and running statistics to the run with weight decay, exactly where it is, and remove the hooks."""
+        """Return weights, buffers, eps and running statistics to the run with weight decay.
+
+        Exactly where it is, and remove the hooks.
+        """
         for gauge in self.gauges.values():
             gauge.to_weight_decay()
         self._update_norms()
@@ -164,13 +189,18 @@ class ExpLR:
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The gauges and norm-layer degrees as plain numbers and names, to save beside the model's and the optimizer's own states."""
+        """The gauges and norm-layer degrees as plain numbers and names.
+
+        To save beside the model's and the optimizer's own states.
+        """
         norms = self.norms
         return {
             "version": 1,
             "groups": {i: gauge.state() for i, gauge in self.gauges.items()},
             "names": {i: self._names(gauge) for i, gauge in self.gauges.items()},
-            "norms": None if norms is None or norms.degrees is None else {"degrees": norms.degrees, "eps": norms.eps},
+            "norms": None
+            if norms is None or norms.degrees is None
+            else {"degrees": norms.degrees, "eps": norms.eps},
         }
 
     def _names(self, gauge: GroupGauge) -> list[str] | None:
@@ -185,6 +215,7 @@ class ExpLR:
 
         Raises:
             ValueError: the state is of another version or has other tagged groups.
+
         """
         if state.get("version") != 1:
             raise ValueError(f"state must be of version 1, got {state.get('version')!r}")
@@ -195,21 +226,3 @@ class ExpLR:
             gauge.load(groups[i])
         if self.norms is not None and state["norms"] is not None:
             self.norms.resume(state["norms"]["degrees"], state["norms"]["eps"])
-
-
-def _check_supported(optimizer: Optimizer) -> None:
-    """Raise TypeError for an optimizer whose weight decay has no gauge."""
-    decoupled = all(group.get("decoupled_weight_decay", isinstance(optimizer, AdamW)) for group in optimizer.param_groups)
-    if isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, Adam | AdamW) and decoupled):
-        return
-    reason = "its coupled L2 term enters the second moment; use AdamW" if isinstance(optimizer, Adam) else "no gauge is known for it"
-    raise TypeError(f"optimizer must be torch.optim.SGD or AdamW, got {type(optimizer).__name__}: {reason}")
-
-
-def _warn_if_not_invariant(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], batch: tuple[Any, Any], gauges: dict[int, GroupGauge]) -> None:
-    """Warn about tagged groups under whose common scaling the model's output changes."""
-    names = {p: name for name, p in model.named_parameters()}
-    groups = {f"group {i}": [names[p] for p in gauge.group["params"]] for i, gauge in gauges.items()}
-    for name, verdict in scale_invariance(model, loss_fn, batch, groups=groups).groups.items():
-        if verdict.verdict == "no":
-            warnings.warn(f"{name} is tagged scale_invariant=True but is not: defect {verdict.defect:.3g} (0 for an invariant group)", stacklevel=3)

@@ -4,15 +4,16 @@ import math
 
 from torch.optim import Optimizer
 
-from normcore.equivalence import EquivalentSchedule
 from normcore.group_gauge import scale_buffers, shift_buffer
+from normcore.wd_free_run import EquivalentSchedule
 
 
 def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
     """Prepare a stock optimizer for step t of the run without weight decay; call it before `optimizer.step()`.
 
-    Multiplies the momentum buffer by the gains, adds the correction where there is one, and sets lr, momentum and weight_decay=0. Where some groups are
-    tagged `scale_invariant=True` only those follow; otherwise all do. Needs the whole schedule in the float range; `ExpLR` does not.
+    Multiplies the momentum buffer by the gains, adds the correction where there is one, and sets lr, momentum
+    and weight_decay=0. Where some groups are tagged `scale_invariant=True` only those follow; otherwise all
+    do. Needs the whole schedule in the float range; `ExpLR` does not.
 
     Args:
         optimizer: SGD with the momentum and nesterov flag of the original run, or AdamW.
@@ -32,6 +33,7 @@ def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
         (0.105263, 0.0)
 
     Source: Li & Arora (2020), arXiv 1910.07454, Theorems 2.12 and 2.13.
+
     """
     if not 0 <= t < schedule.steps:
         raise ValueError(f"t must be in [0, {schedule.steps}), got {t!r}")

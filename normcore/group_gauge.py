@@ -1,6 +1,7 @@
 """The gauge of one parameter group of a torch optimizer: x_t, kappa_t, and what a step does to them.
 
-The weights in the group are theta~ = theta / x. Below, `x` is the scale relative to the last rebase; the true one is x * 2^-doublings.
+The weights in the group are theta~ = theta / x. Below, `x` is the scale relative to the last rebase; the true
+one is x * 2^-doublings.
 """
 
 import math
@@ -36,7 +37,9 @@ def scale_buffers(optimizer: Optimizer, params: list[Tensor], factor: float) -> 
     if factor == 1.0:
         return
     for name, degree in BUFFER_DEGREES.items():
-        buffers = [optimizer.state[p][name] for p in params if optimizer.state.get(p, {}).get(name) is not None]
+        buffers = [
+            optimizer.state[p][name] for p in params if optimizer.state.get(p, {}).get(name) is not None
+        ]
         if buffers:
             torch._foreach_mul_(buffers, factor**degree)
 
@@ -72,7 +75,7 @@ class GroupGauge:
 
     @property
     def log_scale(self) -> float:
-        """log x_t, rebases included."""
+        """Log x_t, rebases included."""
         return math.log(self.x) - self.doublings * math.log(2.0)
 
     @property
@@ -93,7 +96,9 @@ class GroupGauge:
         self._check_momentum(momentum, dampening, fresh, zero)
         nesterov = not zero and bool(group["nesterov"])
         if nesterov and lr * weight_decay * (1 + momentum) >= 1:
-            raise ValueError(f"weight_decay must keep lr*weight_decay*(1+momentum) < 1, got lr={lr!r}, weight_decay={weight_decay!r}")
+            raise ValueError(
+                f"weight_decay must keep lr*weight_decay*(1+momentum) < 1, got lr={lr!r}, weight_decay={weight_decay!r}"
+            )
         advance = step_function(nesterov=nesterov, decoupled=zero)
         ratio = self.ratio
         step = advance(ratio, lr, weight_decay, momentum, dampening)
@@ -103,15 +108,21 @@ class GroupGauge:
         x_next = self.x * (1.0 - step[0])
         product = x_next if zero else self.x * x_next
         if product == 0.0:
-            raise OverflowError(f"the exponential rate leaves the float range at log x_t = {self.log_scale:.4g}; use rebase=True")
+            raise OverflowError(
+                f"the exponential rate leaves the float range at log x_t = {self.log_scale:.4g}; use rebase=True"
+            )
         return Plan(step, ratio, lr * step[2] / product)
 
     def _check_momentum(self, momentum: float, dampening: float, fresh: list[bool], zero: bool) -> None:
         """Refuse the two states of torch's momentum buffer that the gauge does not follow."""
         if not zero and momentum == 0.0 and not all(fresh):
-            raise ValueError("momentum must stay > 0 once a momentum buffer exists, got 0.0: torch would leave the buffer stale")
+            raise ValueError(
+                "momentum must stay > 0 once a momentum buffer exists, got 0.0: torch would leave the buffer stale"
+            )
         if dampening != 0.0 and any(fresh):
-            raise ValueError(f"dampening must be 0 while a parameter of the group has no momentum buffer yet, got {dampening!r}")
+            raise ValueError(
+                f"dampening must be 0 while a parameter of the group has no momentum buffer yet, got {dampening!r}"
+            )
 
     def enter(self, plan: Plan) -> None:
         """Put the group into the run without weight decay for one step."""
@@ -133,7 +144,9 @@ class GroupGauge:
 
     def _create_buffers(self) -> None:
         """Give a parameter that has not had a gradient yet the buffer -p theta that stands for an ordinary buffer of 0."""
-        late = [p for p in self.group["params"] if self.optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        late = [
+            p for p in self.group["params"] if self.optimizer.state.get(p, {}).get("momentum_buffer") is None
+        ]
         if late:
             shift_buffer(self.optimizer, late, -self.ratio * self.x**2)
 
@@ -156,13 +169,20 @@ class GroupGauge:
         alpha = 1.0 - decrease
         if still:
             self._hold(still, alpha, ratio, before)
-        self._log_lr = (math.log(lr) if lr > 0 else -math.inf) + self.doublings * math.log(2.0) * (1 if is_degree_zero(self.group) else 2)
+        self._log_lr = (math.log(lr) if lr > 0 else -math.inf) + self.doublings * math.log(2.0) * (
+            1 if is_degree_zero(self.group) else 2
+        )
         self.x *= alpha
-        self.ratio = ratio if momentum > 0 else 0.0  # without momentum there is no buffer for kappa to describe
+        self.ratio = (
+            ratio if momentum > 0 else 0.0
+        )  # without momentum there is no buffer for kappa to describe
 
     @torch.no_grad()
     def _hold(self, params: list[Tensor], alpha: float, ratio: float, before: float) -> None:
-        """Keep theta and its buffer where the run with weight decay leaves them when there is no gradient: where they were."""
+        """Keep theta and its buffer where the run with weight decay leaves them when there is no gradient:
+
+        Where they were.
+        """
         scale_buffers(self.optimizer, params, alpha / before)
         if ratio != 0.0 or self.ratio != 0.0:
             shift_buffer(self.optimizer, params, alpha * self.x**2 * (self.ratio - ratio))
@@ -177,7 +197,10 @@ class GroupGauge:
 
     @torch.no_grad()
     def _multiply(self, factor: float) -> None:
-        """Multiply x by the factor: theta~ shrinks by it, and every buffer of degree r grows by its power r."""
+        """Multiply x by the factor:
+
+        Theta~ shrinks by it, and every buffer of degree r grows by its power r.
+        """
         torch._foreach_mul_(self.group["params"], 1.0 / factor)
         scale_buffers(self.optimizer, self.group["params"], factor)
         self.x *= factor
@@ -186,7 +209,11 @@ class GroupGauge:
         """Map weights and buffers back to the run with weight decay: x = 1, kappa = 0."""
         self.restore()
         if self.ratio != 0.0:
-            held = [p for p in self.group["params"] if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None]
+            held = [
+                p
+                for p in self.group["params"]
+                if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None
+            ]
             shift_buffer(self.optimizer, held, self.ratio * self.x**2)
         self._multiply(1.0 / self.x)
         self.x, self.ratio, self.doublings = 1.0, 0.0, 0

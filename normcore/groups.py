@@ -28,6 +28,7 @@ def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> 
         >>> report = scale_invariance(net, nn.functional.cross_entropy, (torch.randn(16, 4), torch.randint(2, (16,))))
         >>> [(g["name"], g["scale_invariant"], len(g["params"])) for g in param_groups(net, report, lr=0.1)]
         [('scale_invariant', True, 1), ('rest', False, 4)]
+
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(parameters) != set(report.tensors):
@@ -39,7 +40,9 @@ def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> 
         if verdict.verdict == "yes" and not taken & set(verdict.names):
             sets[name] = list(verdict.names)
             taken |= set(verdict.names)
-    groups: list[dict[str, Any]] = [_group(name, True, [parameters[n] for n in names], options) for name, names in sets.items()]
+    groups: list[dict[str, Any]] = [
+        _group(name, True, [parameters[n] for n in names], options) for name, names in sets.items()
+    ]
     groups.append(_group("rest", False, [p for name, p in parameters.items() if name not in taken], options))
     return [group for group in groups if group["params"]]
 

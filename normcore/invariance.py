@@ -1,10 +1,9 @@
 """Which parameters are scale-invariant: yes, no or undetermined, with the measured defect.
 
-W is scale-invariant when multiplying it by any c > 0 leaves the model's function as it is. The
-defect compares doubling W, exact in binary floats, with a random move of the same size:
-|f(2W) - f(W)| / |f(W + D) - f(W)|, |D| = |W|. It is 0 for an invariant tensor, of order 1 for any
-other, whatever the shapes, and 1e-5 to 1e-3 when the eps of a norm layer blurs it. The models run
-in train mode, since batch statistics are what makes a weight invariant.
+W is scale-invariant when multiplying it by any c > 0 leaves the model's function as it is. Defect:
+|f(2W) - f(W)| / |f(W + D) - f(W)|, D random, |D| = |W| (doubling is exact in binary floats). It is
+0 for an invariant tensor, of order 1 for any other, whatever the shapes, and 1e-5 to 1e-3 when the
+eps of a norm layer blurs it. Models run in train mode: batch statistics make a weight invariant.
 """
 
 import math
@@ -25,17 +24,12 @@ NO = 5e-2
 """A defect above this is none; between the two the verdict is undetermined."""
 
 NATURAL = 0.5
-"""Root mean square that shifts and gains have at the moved point at least: one much smaller than
-the activations it is added to would hide what depends on it, as a zero does."""
+"""Least root mean square of a shift or gain at the moved point: a tiny one hides, as 0 does."""
 
 
 @dataclass(frozen=True)
 class TensorVerdict:
-    """The verdict on one tensor.
-
-    Its defect (0 = invariant) is NaN where a random move of the tensor does nothing either, its
-    cosine of gradient and weight is NaN where there is no gradient.
-    """
+    """The verdict on one tensor, its defect and its cosine; each is NaN where it has no effect."""
 
     verdict: str
     defect: float
@@ -70,8 +64,7 @@ class InvarianceReport:
         for name, v in self.tensors.items():
             lines.append(f"{name:{width}}  {v.verdict:12} {v.defect:8.1e}  {v.cosine:8.1e}")
         for name, g in self.groups.items():
-            members = ", ".join(g.names)
-            lines.append(f"{name:{width}}  {g.verdict:12} {g.defect:8.1e}  jointly: {members}")
+            lines.append(f"{name:{width}}  {g.verdict:12} {g.defect:8.1e}  jointly: {', '.join(g.names)}")
         return "\n".join(lines)
 
 
@@ -85,19 +78,17 @@ def scale_invariance(
 ) -> InvarianceReport:
     """Test every trainable tensor, and groups of tensors, for scale invariance.
 
-    A verdict of yes must hold for other values of the other parameters too: it is tested where the
-    model stands and at a moved point, where small shifts and gains (fresh biases, zero-initialised
-    gains) have random values of natural size. A tensor without gradient where the model stands is
-    undetermined. The model is left as it was: weights, buffers, gradients, modes and random state.
+    A yes must hold for other values of the other parameters too: it is tested where the model stands and at a
+    moved point, where small shifts and gains (fresh biases) have random values of natural size. A tensor without
+    gradient where the model stands is undetermined. Model, modes and random state are left as they were.
 
     Args:
         model: any module; run in train mode as model(x).
         loss_fn: scalar loss of (model(x), y).
         batch: (x, y).
         groups: name -> parameter names to test under a common factor. By default groups are
-            searched among the tensors that are not invariant alone (the residual stream of a
-            pre-norm transformer, the weights of a pre-activation ResNet, a weight and its bias in
-            front of a LayerNorm), and those that hold are reported.
+            searched among the tensors that are not invariant alone (a pre-norm residual stream, a
+            weight and its bias before a LayerNorm); of overlapping ones the smallest is reported.
         seed: of the random moves.
 
     Returns:
@@ -105,51 +96,43 @@ def scale_invariance(
 
     Raises:
         TypeError: batch is not a pair.
-        ValueError: no trainable parameter, an empty group, an unknown name in groups, or a
-            non-finite output.
+        ValueError: no trainable parameter, an empty group or unknown name, a non-finite output.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8, eps=0.0), nn.Linear(8, 2))
+        >>> layers = nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2)
+        >>> net = nn.Sequential(*layers)
         >>> batch = torch.randn(16, 4), torch.randint(2, (16,))
         >>> report = scale_invariance(net, nn.functional.cross_entropy, batch)
         >>> report.tensors["0.weight"].verdict, report.tensors["2.weight"].verdict
         ('yes', 'no')
 
-    Source: the property is Li & Arora (2020), arXiv 1910.07454, Lemma 1.3; the test is this
-    project's.
+    Source: the property is that of Li & Arora (2020), arXiv 1910.07454, Lemma 1.3; the test is ours.
+
     """
-    parameters = _checked_parameters(model, batch, groups)
+    parameters = _checked(model, batch, groups)
     alone = {name: [p] for name, p in parameters.items()}
     with untouched(model, train=True):
-        cosines = _gradient_cosines(model, loss_fn, batch, parameters, seed)
+        torch.manual_seed(seed)
+        cosines = _cosines(model, loss_fn, batch, parameters)
         evaluate = Evaluator(model, batch[0], seed)
         here = _defects(evaluate, alone, seed)
         with evaluate.moved(list(parameters.values()), _moved_values(parameters.values(), seed)):
             there = _defects(evaluate, alone, seed + 1)
-            names = dict(groups) if groups is not None else _candidates(evaluate, parameters, there)
+            names = dict(groups) if groups is not None else _candidates(evaluate, parameters, here, there)
             together = {key: [parameters[n] for n in group] for key, group in names.items()}
             joint_there = _defects(evaluate, together, seed + 1)
         joint_here = _defects(evaluate, together, seed)
-    tensors = {n: TensorVerdict(*_verdict(cosines[n], here[n], there[n]), cosines[n]) for n in alone}
-    joint = [
-        (key, JointVerdict(tuple(group), *_verdict(0.0, joint_here[key], joint_there[key])))
+    tensors = {n: TensorVerdict(*_verdict(c, here[n], there[n]), c) for n, c in cosines.items()}
+    joint = {
+        key: JointVerdict(tuple(group), *_verdict(0.0, joint_here[key], joint_there[key]))
         for key, group in names.items()
-    ]
-    if groups is None:  # the search reports what holds
-        held = [verdict for _, verdict in joint if verdict.verdict == "yes"]
-        joint = [(f"joint {i}", verdict) for i, verdict in enumerate(held)]
-    return InvarianceReport(tensors, dict(joint))
+    }
+    return InvarianceReport(tensors, joint if groups is not None else _disjoint(joint.values()))
 
 
-def defect(
-    evaluate: Evaluator, tensors: Sequence[Tensor], seed: int, base: Tensor | None = None
-) -> float:
-    """|f(2W) - f(W)| / |f(W + D) - f(W)| for tensors W scaled together; `base` is f(W) if known.
-
-    NaN where the random move does nothing either, or W = 0.
-    """
+def defect(evaluate: Evaluator, tensors: Sequence[Tensor], seed: int, base: Tensor) -> float:
+    """|f(2W) - f(W)| / |f(W + D) - f(W)| for W together, base = f(W); NaN if D does nothing or W = 0."""
     norm = joint_norm(tensors)
-    base = evaluate() if base is None else base
     rounding = 1e3 * torch.finfo(tensors[0].dtype).eps * float(base.norm())
     draws = random_like(tensors, norm, seed)
     random = [t.detach() + d for t, d in zip(tensors, draws, strict=True)]
@@ -159,13 +142,12 @@ def defect(
     return float((evaluate.at(tensors, [2 * t.detach() for t in tensors]) - base).norm()) / change
 
 
-def _checked_parameters(
-    model: nn.Module, batch: Any, groups: Mapping[str, Sequence[str]] | None
-) -> dict[str, Tensor]:
+def _checked(model: nn.Module, batch: Any, groups: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """The trainable parameters by name, after a look at the arguments."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    parameters = {name: p for name, p in parameters.items() if p.requires_grad}
     if not parameters:
         raise ValueError("model must have a trainable parameter, got none")
     for key, names in (groups or {}).items():
@@ -177,31 +159,36 @@ def _checked_parameters(
     return parameters
 
 
-def _defects(
-    evaluate: Evaluator, sets: Mapping[str, Sequence[Tensor]], seed: int
-) -> dict[str, float]:
+def _defects(evaluate: Evaluator, sets: Mapping[str, list[Tensor]], seed: int) -> dict[str, float]:
     """The defect of each set of tensors."""
     base = evaluate()
     return {name: defect(evaluate, tensors, seed, base) for name, tensors in sets.items()}
 
 
 def _candidates(
-    evaluate: Evaluator, parameters: Mapping[str, Tensor], defects: Mapping[str, float]
+    evaluate: Evaluator, tensors: Mapping[str, Tensor], here: Mapping[str, float], there: Mapping[str, float]
 ) -> dict[str, Sequence[str]]:
-    """Candidates for joint invariance among what is not invariant alone at this (moved) point."""
-    free = {name: p for name, p in parameters.items() if defects[name] >= YES}  # not NaN either
-    return {f"joint {i}": names for i, names in enumerate(candidate_groups(evaluate, free))}
+    """Candidates among what is not invariant alone when moved: first the tensors alive here."""
+    free = {name: p for name, p in tensors.items() if there[name] >= YES}  # not NaN either
+    alive = {name: p for name, p in free.items() if not math.isnan(here[name])}
+    searches = [alive] if len(alive) == len(free) else [alive, free]
+    found = [names for search in searches for names in candidate_groups(evaluate, search)]
+    return {str(i): names for i, names in enumerate(found)}
 
 
-def _gradient_cosines(
-    model: nn.Module,
-    loss_fn: Callable[[Any, Any], Tensor],
-    batch: tuple[Any, Any],
-    parameters: Mapping[str, Tensor],
-    seed: int,
+def _disjoint(verdicts: Iterable[JointVerdict]) -> dict[str, JointVerdict]:
+    """The groups that hold, the smallest first, less those that overlap an earlier one."""
+    kept: list[JointVerdict] = []
+    for verdict in sorted(verdicts, key=lambda v: len(v.names)):
+        if verdict.verdict == "yes" and not any(set(verdict.names) & set(k.names) for k in kept):
+            kept.append(verdict)
+    return {f"joint {i}": verdict for i, verdict in enumerate(kept)}
+
+
+def _cosines(
+    model: nn.Module, loss_fn: Any, batch: Any, parameters: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """The cosine of gradient and weight; NaN where the gradient is 0 up to rounding."""
-    torch.manual_seed(seed)
     with torch.enable_grad():
         loss = loss_fn(model(batch[0]), batch[1])
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

@@ -1,8 +1,9 @@
 """Keep normalization layers exact while the weights that feed them are rescaled.
 
-A layer that computes (z - mean) / sqrt(var + eps) gives the same output at s*z when eps becomes s^2 eps, and, in eval mode, when its
-running mean and variance become s mean and s^2 var. Here s is the product over the rescaled groups of (1/x_g)^{d_g}, with d_g the degree of homogeneity of the layer's
-input in the weights of group g, which is measured.
+A layer that computes (z - mean) / sqrt(var + eps) gives the same output at s*z when eps becomes s^2 eps, and,
+in eval mode, when its running mean and variance become s mean and s^2 var. Here s is the product over the
+rescaled groups of (1/x_g)^{d_g}, with d_g the degree of homogeneity of the layer's input in the weights of
+group g, which is measured.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normcore.group_gauge import GroupGauge
 from normcore.homogeneity import norm_input_degrees
@@ -19,7 +20,8 @@ from normcore.homogeneity import norm_input_degrees
 class NormScaling:
     """The norm layers of a model, their original eps, and the degrees of their inputs in each group's weights.
 
-    The degrees are measured on the inputs of the model's first forward pass in train mode (extra passes, no gradients), or taken from a saved state.
+    The degrees are measured on the inputs of the model's first forward pass in train mode (extra passes, no
+    gradients), or taken from a saved state.
     """
 
     def __init__(self, model: nn.Module, gauges: Sequence[GroupGauge]) -> None:
@@ -44,8 +46,13 @@ class NormScaling:
         """Take the degrees of the layers that the groups reach, at scale 1."""
         self.close()
         self.degrees = {name: list(row) for name, row in degrees.items() if any(row)}
-        self.eps = {name: self.model.get_submodule(name).eps for name in self.degrees} if eps is None else dict(eps)  # type: ignore[misc]
+        self.eps = {name: self._layer_eps(name) for name in self.degrees} if eps is None else dict(eps)
         self._scales = dict.fromkeys(self.degrees, 1.0)
+
+    def _layer_eps(self, name: str) -> float | None:
+        """The named layer's eps as it is now."""
+        eps: Any = self.model.get_submodule(name).eps
+        return None if eps is None else float(eps)
 
     def resume(self, degrees: Mapping[str, list[int]], eps: Mapping[str, float | None]) -> None:
         """Adopt a saved state whose running statistics are already at the gauges' scales: only eps is set."""
@@ -64,7 +71,7 @@ class NormScaling:
                 self._move_eps(name, target)
 
     def _target(self, name: str) -> float:
-        """s of the named layer: the factor of its input relative to the run with weight decay."""
+        """S of the named layer: the factor of its input relative to the run with weight decay."""
         degrees = (self.degrees or {})[name]
         return math.prod(gauge.x**-d for gauge, d in zip(self.gauges, degrees, strict=True))
 

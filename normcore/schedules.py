@@ -1,9 +1,11 @@
 """Learning-rate and weight-decay schedules as frozen values.
 
-A schedule is a function of the step t = 0, 1, 2, ... and nothing else: calling it never changes it. Each one also
-answers `log(t)`, because a rate that grows exponentially leaves the range of a float long before training ends.
+A schedule is a function of the step t = 0, 1, 2, ... and nothing else: calling it never changes it. Each one
+also answers `log(t)`, because a rate that grows exponentially leaves the range of a float long before
+training ends.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -57,6 +59,7 @@ class Constant(Schedule):
     Example:
         >>> Constant(0.1).values(3).tolist()
         [0.1, 0.1, 0.1]
+
     """
 
     lr: float
@@ -85,6 +88,7 @@ class StepDecay(Schedule):
     Example:
         >>> StepDecay(1.0, milestones=(2,), factor=0.1).values(4).tolist()
         [1.0, 1.0, 0.1, 0.1]
+
     """
 
     lr: float
@@ -97,7 +101,7 @@ class StepDecay(Schedule):
         _check("factor", self.factor, "finite and > 0", self.factor > 0)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         edges = (0, *self.milestones)
-        if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(edges)):
             raise ValueError(f"milestones must increase from above 0, got {self.milestones!r}")
 
     def __call__(self, t: int) -> float:
@@ -110,9 +114,10 @@ class StepDecay(Schedule):
         Example:
             >>> StepDecay(1.0, milestones=(2,), factor=0.5).phases(5)
             [(1.0, 2), (0.5, 3)]
+
         """
         edges = [0, *[m for m in self.milestones if m < steps], steps]
-        return [(self(a), b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        return [(self(a), b - a) for a, b in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Cosine(Schedule):
     Example:
         >>> Cosine(1.0, steps=2).values(3).round(12).tolist()
         [1.0, 0.5, 0.0]
+
     """
 
     lr: float
@@ -158,6 +164,7 @@ class Exponential(Schedule):
     Example:
         >>> round(Exponential(0.1, growth=1.001).log(1_000_000))
         997
+
     """
 
     lr: float

@@ -1,6 +1,7 @@
 """The theorems of Li & Arora (2020) as named special cases of `equivalent_schedule`, and the way back.
 
-Each function says what initial state makes it exact. Coupled (L2) decay and torch's momentum convention throughout; step t moves theta_t to theta_{t+1}.
+Each function says what initial state makes it exact. Coupled (L2) decay and torch's momentum convention
+throughout; step t moves theta_t to theta_{t+1}.
 """
 
 from collections.abc import Sequence
@@ -8,17 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from normcore.equivalence import EquivalentSchedule, equivalent_schedule, run_gauge, stationary_ratio
+from normcore.equivalence import equivalent_schedule, run_gauge, stationary_ratio
 from normcore.gauge import growth_factor
 from normcore.schedules import FloatArray
 from normcore.validate import columns, require
+from normcore.wd_free_run import EquivalentSchedule
 
 
-def exponential_lr(lr: float, weight_decay: float, momentum: float = 0.0, *, steps: int) -> EquivalentSchedule:
+def exponential_lr(
+    lr: float, weight_decay: float, momentum: float = 0.0, *, steps: int
+) -> EquivalentSchedule:
     """Compute the exponential schedule lr~_t = lr alpha^(-2t-1) of a constant run (Theorems 2.1 and 2.9).
 
-    Exact from theta~_0 = theta_0 when momentum = 0 (alpha = 1 - lr*weight_decay). With momentum alpha is `growth_factor`, and the
-    buffer must start at buf_0 - kappa theta_0, kappa = weight_decay/(alpha - momentum): `corrections[0]` holds -kappa.
+    Exact from theta~_0 = theta_0 when momentum = 0 (alpha = 1 - lr*weight_decay). With momentum alpha is
+    `growth_factor`, and the buffer must start at buf_0 - kappa theta_0, kappa = weight_decay/(alpha -
+    momentum): `corrections[0]` holds -kappa.
 
     Args:
         lr: learning rate, >= 0.
@@ -37,7 +42,9 @@ def exponential_lr(lr: float, weight_decay: float, momentum: float = 0.0, *, ste
         >>> round(float(np.exp(schedule.log_lr[391] - schedule.log_lr[0])), 5)
         1.48123
 
-    Source: Li & Arora (2020), arXiv 1910.07454, Theorems 2.1 and 2.9; the buffer form of the initial state is this project's.
+    Source: Li & Arora (2020), arXiv 1910.07454, Theorems 2.1 and 2.9; the buffer form of the initial state is
+    this project's.
+
     """
     growth_factor(lr, weight_decay, momentum)  # refuses what lies beyond the critical point
     return equivalent_schedule(lr, weight_decay, momentum, start="stationary", steps=steps)
@@ -52,16 +59,18 @@ def texp(
 ) -> EquivalentSchedule:
     """Compute TEXP, the tapered exponential schedule that equals Step Decay with weight decay (Theorem 2.12).
 
-    In phase I the rate grows by alpha_I^-2 a step; at its start it jumps by (lr_I/lr_{I-1}) / (alpha_I alpha_{I-1}) and the buffer takes
-    the momentum correction (kappa_{I-1} - kappa_I) theta, kappa_I = weight_decay_I/(alpha_I - momentum). Exact from theta~_0 = theta_0 and the same buffer with the entries of
+    In phase I the rate grows by alpha_I^-2 a step; at its start it jumps by (lr_I/lr_{I-1}) / (alpha_I
+    alpha_{I-1}) and the buffer takes the momentum correction (kappa_{I-1} - kappa_I) theta, kappa_I =
+    weight_decay_I/(alpha_I - momentum). Exact from theta~_0 = theta_0 and the same buffer with the entries of
     `corrections`, the one before step 0 included.
 
     Args:
         phases: (lr, number of steps) for each phase, lr > 0.
         weight_decay: one value, or one for each phase.
         momentum: in [0, 1).
-        instant_decay: False gives TEXP--, the same growth factors without the jump by lr_I/lr_{I-1}. It equals a constant rate lr_0
-            with weight decay weight_decay * lr_I/lr_0, and that is how it is computed.
+        instant_decay: False gives TEXP--, the same growth factors without the jump by lr_I/lr_{I-1}. It
+            equals a constant rate lr_0 with weight decay weight_decay * lr_I/lr_0, and that is how it is
+            computed.
 
     Returns:
         EquivalentSchedule.
@@ -75,15 +84,22 @@ def texp(
         [0, 80]
 
     Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.12; the explicit correction is this project's.
+
     """
     if not phases:
         raise ValueError(f"phases must hold at least one (lr, steps) pair, got {phases!r}")
     rates, lengths = _phase_columns(phases)
-    decays = np.broadcast_to(np.asarray(weight_decay, dtype=np.float64), rates.shape) if np.ndim(weight_decay) == 0 else None
+    decays = (
+        np.broadcast_to(np.asarray(weight_decay, dtype=np.float64), rates.shape)
+        if np.ndim(weight_decay) == 0
+        else None
+    )
     if decays is None:
         decays = np.asarray(weight_decay, dtype=np.float64)
         if decays.shape != rates.shape:
-            raise ValueError(f"weight_decay must be one value or one for each of {len(rates)} phases, got {len(decays)}")
+            raise ValueError(
+                f"weight_decay must be one value or one for each of {len(rates)} phases, got {len(decays)}"
+            )
     if not instant_decay:
         decays, rates = decays * rates / rates[0], np.full_like(rates, rates[0])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).tolist()
@@ -92,7 +108,13 @@ def texp(
         ratio = stationary_ratio(lr, wd, momentum)
         if momentum > 0:
             regauge[start] = ratio
-    hyper = columns(None, lr=np.repeat(rates, lengths), weight_decay=np.repeat(decays, lengths), momentum=momentum, dampening=0.0)
+    hyper = columns(
+        None,
+        lr=np.repeat(rates, lengths),
+        weight_decay=np.repeat(decays, lengths),
+        momentum=momentum,
+        dampening=0.0,
+    )
     return run_gauge(hyper, regauge)
 
 
@@ -104,14 +126,19 @@ def _phase_columns(phases: Sequence[tuple[float, int]]) -> tuple[FloatArray, lis
         if not phase[0] > 0:
             raise ValueError(f"phases must have lr > 0, got {phase[0]!r} at index {index}")
         if phase[1] != int(phase[1]) or phase[1] < 1:
-            raise ValueError(f"phases must have an integer number of steps >= 1, got {phase[1]!r} at index {index}")
+            raise ValueError(
+                f"phases must have an integer number of steps >= 1, got {phase[1]!r} at index {index}"
+            )
     return np.array([float(lr) for lr, _ in phases]), [int(steps) for _, steps in phases]
 
 
-def texp_plus_plus(lr: ArrayLike, weight_decay: ArrayLike, momentum: ArrayLike = 0.0, *, steps: int | None = None) -> EquivalentSchedule:
+def texp_plus_plus(
+    lr: ArrayLike, weight_decay: ArrayLike, momentum: ArrayLike = 0.0, *, steps: int | None = None
+) -> EquivalentSchedule:
     """Compute TEXP++, which a stock optimizer runs exactly from a zero buffer, for any learning-rate schedule (Theorem 2.13).
 
-    lr~_t = P_t P_{t+1} lr_t with P_t = 1/x_t: `equivalent_schedule` with start="zero" (alpha_{-1} = alpha_0 = 1), refused where it would need corrections.
+    lr~_t = P_t P_{t+1} lr_t with P_t = 1/x_t: `equivalent_schedule` with start="zero" (alpha_{-1} = alpha_0 =
+    1), refused where it would need corrections.
 
     Args:
         lr: learning rate, float or (T,), >= 0.
@@ -123,7 +150,8 @@ def texp_plus_plus(lr: ArrayLike, weight_decay: ArrayLike, momentum: ArrayLike =
         EquivalentSchedule with no corrections: the learning rates are all there is.
 
     Raises:
-        ValueError: an argument breaks its condition, or the schedule lies beyond the critical point for so long that the gauge would turn negative.
+        ValueError: an argument breaks its condition, or the schedule lies beyond the critical point for so
+            long that the gauge would turn negative.
 
     Example:
         >>> schedule = texp_plus_plus([0.1, 0.1, 0.01], 5e-4, 0.9)
@@ -131,6 +159,7 @@ def texp_plus_plus(lr: ArrayLike, weight_decay: ArrayLike, momentum: ArrayLike =
         ({}, 1.00005)
 
     Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.13.
+
     """
     schedule = equivalent_schedule(lr, weight_decay, momentum, steps=steps)
     if schedule.corrections:
@@ -145,8 +174,9 @@ def texp_plus_plus(lr: ArrayLike, weight_decay: ArrayLike, momentum: ArrayLike =
 def equivalent_weight_decay(log_lr: ArrayLike, lr: ArrayLike, momentum: ArrayLike = 0.0) -> FloatArray:
     """Compute the weight decay that turns a run without it, at rates exp(log_lr), into one at the rates `lr`.
 
-    The inverse of `equivalent_schedule` from a zero buffer: x_{t+1} = lr_t / (x_t lr~_t), p_{t+1} = (x_t - x_{t+1}) / lr_t,
-    wd_t = (p_{t+1} - momentum_t p_t) / x_t. Rounding: wd_t is good to about 1e-16 * |log_lr_t| / lr_t.
+    The inverse of `equivalent_schedule` from a zero buffer: x_{t+1} = lr_t / (x_t lr~_t), p_{t+1} = (x_t -
+    x_{t+1}) / lr_t, wd_t = (p_{t+1} - momentum_t p_t) / x_t. Rounding: wd_t is good to about 1e-16 *
+    |log_lr_t| / lr_t.
 
     Args:
         log_lr: (T,) logarithm of the rates of the run without weight decay.
@@ -165,12 +195,15 @@ def equivalent_weight_decay(log_lr: ArrayLike, lr: ArrayLike, momentum: ArrayLik
         True
 
     Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.13 read backwards.
+
     """
     steps = np.size(log_lr)
     target, rates, momenta = columns(steps, log_lr=log_lr, lr=lr, momentum=momentum)
     require(rates > 0, "lr", rates, "> 0")
     log_x, ratio, decays = 0.0, 0.0, []
-    for log_tilde, log_rate, rate, gamma in zip(target.tolist(), np.log(rates).tolist(), rates.tolist(), momenta.tolist(), strict=True):
+    for log_tilde, log_rate, rate, gamma in zip(
+        target.tolist(), np.log(rates).tolist(), rates.tolist(), momenta.tolist(), strict=True
+    ):
         log_alpha = log_rate - log_tilde - 2.0 * log_x
         shift = -np.expm1(log_alpha) / rate
         decays.append(shift - gamma * ratio)

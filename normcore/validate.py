@@ -23,7 +23,12 @@ def columns(steps: int | None, **arguments: ArrayLike) -> list[FloatArray]:
     for name, column in broadcast.items():
         _check_range(name, column)
     if "lr" in broadcast and "weight_decay" in broadcast:
-        require(broadcast["lr"] * broadcast["weight_decay"] < 1, "weight_decay", broadcast["weight_decay"], "such that 1 - lr*weight_decay > 0")
+        require(
+            broadcast["lr"] * broadcast["weight_decay"] < 1,
+            "weight_decay",
+            broadcast["weight_decay"],
+            "such that 1 - lr*weight_decay > 0",
+        )
     return list(broadcast.values())
 
 

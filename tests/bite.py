@@ -1,7 +1,8 @@
-"""Plant named faults one at a time in a scratch copy, run the tests, and print which test caught each: `make bite`.
+"""Plant named faults one at a time in a scratch copy, run the tests, and print which test caught each: `make
+bite`.
 
-A fault is (name, file in normcore, text, replacement, tests to run). The replacement must change exactly one place, so that a fault that no
-longer applies is an error and not a silent pass.
+A fault is (name, file in normcore, text, replacement, tests to run). The replacement must change exactly one
+place, so that a fault that no longer applies is an error and not a silent pass.
 """
 
 import os
@@ -17,26 +18,104 @@ EQUIVALENCE = "test_equivalence.py test_theorems.py test_gauge.py"
 EXP_LR = "test_exp_lr.py test_group_gauge.py test_norm_scaling.py"
 INVARIANCE = "test_invariance.py test_homogeneity.py"
 FAULTS = [
-    ("exponent wrong by one", "equivalence.py", "degree * scale[:-1] - scale[1:]", "degree * scale[:-1] - scale[:-1]", EQUIVALENCE),
-    ("the other root", "gauge.py", "product + math.sqrt(discriminant)", "product - math.sqrt(discriminant)", EQUIVALENCE),
-    ("forgotten correction", "equivalence.py", "corrections[t] = (ratio - target)", "corrections[t] = 0.0 * (ratio - target)", EQUIVALENCE),
-    ("initial buffer forgotten", "equivalence.py", 'if start == "stationary" and not', 'if start == "moving" and not', EQUIVALENCE),
+    (
+        "exponent wrong by one",
+        "equivalence.py",
+        "degree * scale[:-1] - scale[1:]",
+        "degree * scale[:-1] - scale[:-1]",
+        EQUIVALENCE,
+    ),
+    (
+        "the other root",
+        "gauge.py",
+        "product + math.sqrt(discriminant)",
+        "product - math.sqrt(discriminant)",
+        EQUIVALENCE,
+    ),
+    (
+        "forgotten correction",
+        "equivalence.py",
+        "corrections[t] = (ratio - target)",
+        "corrections[t] = 0.0 * (ratio - target)",
+        EQUIVALENCE,
+    ),
+    (
+        "initial buffer forgotten",
+        "equivalence.py",
+        'if start == "stationary" and not',
+        'if start == "moving" and not',
+        EQUIVALENCE,
+    ),
     ("dampening ignored", "gauge.py", "(1.0 - dampening) * weight_decay\n", "weight_decay\n", EQUIVALENCE),
-    ("nesterov's gain inverted", "gauge.py", "kept * alpha / gain**2, gain", "kept * alpha * gain**2, gain", EQUIVALENCE),
-    ("decoupled buffer keeps its size", "gauge.py", "momentum, 1.0, 1.0 - decrease", "momentum, 1.0, 1.0", EQUIVALENCE),
-    ("TEXP-- keeps its weight decay", "theorems.py", "decays * rates / rates[0], np", "decays, np", EQUIVALENCE),
-    ("buffer shift has the wrong sign", "equivalence.py", "- ratio * theta)", "+ ratio * theta)", EQUIVALENCE),
+    (
+        "nesterov's gain inverted",
+        "gauge.py",
+        "kept * alpha / gain**2, gain",
+        "kept * alpha * gain**2, gain",
+        EQUIVALENCE,
+    ),
+    (
+        "decoupled buffer keeps its size",
+        "gauge.py",
+        "momentum, 1.0, 1.0 - decrease",
+        "momentum, 1.0, 1.0",
+        EQUIVALENCE,
+    ),
+    (
+        "TEXP-- keeps its weight decay",
+        "theorems.py",
+        "decays * rates / rates[0], np",
+        "decays, np",
+        EQUIVALENCE,
+    ),
+    (
+        "buffer shift has the wrong sign",
+        "equivalence.py",
+        "- ratio * theta)",
+        "+ ratio * theta)",
+        EQUIVALENCE,
+    ),
     ("no gauge reset", "gauge.py", "return 0.5 * math.sqrt", "return 0.0 * math.sqrt", EQUIVALENCE),
     ("eps not co-scaled", "norm_scaling.py", "eps * scale**2", "eps", EXP_LR),
-    ("running variance scaled once", "norm_scaling.py", "variance.mul_(ratio**2)", "variance.mul_(ratio)", EXP_LR),
-    ("buffer not converted at detach", "group_gauge.py", "if self.ratio != 0.0:\n            held", "if False:\n            held", EXP_LR),
+    (
+        "running variance scaled once",
+        "norm_scaling.py",
+        "variance.mul_(ratio**2)",
+        "variance.mul_(ratio)",
+        EXP_LR,
+    ),
+    (
+        "buffer not converted at detach",
+        "group_gauge.py",
+        "if self.ratio != 0.0:\n            held",
+        "if False:\n            held",
+        EXP_LR,
+    ),
     ("rebase by 2 where 4 is due", "group_gauge.py", '"exp_avg_sq": 2', '"exp_avg_sq": 1', EXP_LR),
-    ("a skipped step advances", "exp_lr.py", "self._skipped = found_inf is not None and bool(found_inf.item())", "self._skipped = False", EXP_LR),
+    (
+        "a skipped step advances",
+        "exp_lr.py",
+        "self._skipped = found_inf is not None and bool(found_inf.item())",
+        "self._skipped = False",
+        EXP_LR,
+    ),
     ("the group is not given back", "group_gauge.py", "self.group.update(self._saved)", "pass", EXP_LR),
     ("AdamW's eps not scaled", "group_gauge.py", 'group["eps"] * self.x', 'group["eps"]', EXP_LR),
-    ("a parameter without gradient drifts", "group_gauge.py", "torch._foreach_mul_(params, 1.0 / alpha)", "pass", EXP_LR),
+    (
+        "a parameter without gradient drifts",
+        "group_gauge.py",
+        "torch._foreach_mul_(params, 1.0 / alpha)",
+        "pass",
+        EXP_LR,
+    ),
     ("kappa missing from the saved state", "group_gauge.py", '"ratio": self.ratio,', '"ratio": 0.0,', EXP_LR),
-    ("rebase forgets the weights", "group_gauge.py", 'torch._foreach_mul_(self.group["params"], 1.0 / factor)', "pass", EXP_LR),
+    (
+        "rebase forgets the weights",
+        "group_gauge.py",
+        'torch._foreach_mul_(self.group["params"], 1.0 / factor)',
+        "pass",
+        EXP_LR,
+    ),
 ]
 
 
@@ -49,11 +128,24 @@ def catch(name: str, file: str, old: str, new: str, tests: str) -> str | None:
         shutil.copy(ROOT / "pyproject.toml", scratch)
         source = (scratch / "normcore" / file).read_text()
         if source.count(old) != 1:
-            raise SystemExit(f"fault {name!r}: {old!r} must stand once in {file}, found {source.count(old)} times")
+            raise SystemExit(
+                f"fault {name!r}: {old!r} must stand once in {file}, found {source.count(old)} times"
+            )
         (scratch / "normcore" / file).write_text(source.replace(old, new))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests.split())]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(f"tests/{test}" for test in tests.split()),
+        ]
         environment = {**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        output = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False).stdout
+        output = subprocess.run(
+            command, cwd=scratch, env=environment, capture_output=True, text=True, check=False
+        ).stdout
     caught = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
     return caught and caught[1]
 

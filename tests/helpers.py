@@ -7,4 +7,5 @@ TRAJECTORY = 1e-10
 """Float64 runs of at most a few hundred steps on the random loss: rounding, amplified by the dynamics."""
 
 VISIBLE = 1e-5
-"""What a broken assumption must exceed to count as a failure that the test can see: five decades above TRAJECTORY."""
+"""What a broken assumption must exceed to count as a failure that the test can see: five decades above
+TRAJECTORY."""

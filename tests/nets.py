@@ -10,10 +10,23 @@ DIM, WIDTH, CLASSES, BATCH = 6, 8, 3, 16
 
 
 def net(norm="batch", *, eps=1e-5, dtype=torch.float64, seed=0):
-    """Linear-norm-ReLU twice and a head, everything trained; norms are affine and batch norm keeps running statistics."""
+    """Linear-norm-ReLU twice and a head, everything trained; norms are affine and batch norm keeps running
+    statistics."""
     torch.manual_seed(seed)
-    make = {"batch": lambda: nn.BatchNorm1d(WIDTH, eps=eps), "layer": lambda: nn.LayerNorm(WIDTH, eps=eps), "group": lambda: nn.GroupNorm(2, WIDTH, eps=eps)}
-    layers = [nn.Linear(DIM, WIDTH, bias=False), make[norm](), nn.ReLU(), nn.Linear(WIDTH, WIDTH, bias=False), make[norm](), nn.ReLU(), nn.Linear(WIDTH, CLASSES)]
+    make = {
+        "batch": lambda: nn.BatchNorm1d(WIDTH, eps=eps),
+        "layer": lambda: nn.LayerNorm(WIDTH, eps=eps),
+        "group": lambda: nn.GroupNorm(2, WIDTH, eps=eps),
+    }
+    layers = [
+        nn.Linear(DIM, WIDTH, bias=False),
+        make[norm](),
+        nn.ReLU(),
+        nn.Linear(WIDTH, WIDTH, bias=False),
+        make[norm](),
+        nn.ReLU(),
+        nn.Linear(WIDTH, CLASSES),
+    ]
     return nn.Sequential(*layers).to(dtype)
 
 
@@ -29,7 +42,10 @@ def groups(model, **options):
     """The two hidden weights tagged, all else untagged with its own weight decay."""
     tagged = [model[0].weight, model[3].weight]
     rest = [p for p in model.parameters() if all(p is not q for q in tagged)]
-    return [{"params": tagged, "scale_invariant": True, **options}, {"params": rest, "scale_invariant": False, **options, "weight_decay": 1e-3}]
+    return [
+        {"params": tagged, "scale_invariant": True, **options},
+        {"params": rest, "scale_invariant": False, **options, "weight_decay": 1e-3},
+    ]
 
 
 def step(model, optimizer, batch, scheduler=None):
@@ -51,12 +67,16 @@ def pair(make_optimizer, *, norm="batch", eps=1e-5, dtype=torch.float64):
 
 
 def logit_gap(models, optimizers, steps, *, schedulers=(None, None), dtype=torch.float64, each=None, skip=0):
-    """The largest difference of the two models' logits, train mode along the way and eval mode at the end, over `steps` steps."""
+    """The largest difference of the two models' logits, train mode along the way and eval mode at the end,
+    over `steps` steps."""
     gap = 0.0
     for t, batch in enumerate(itertools.islice(batches(skip + steps, dtype=dtype), skip, None)):
         if each is not None:
             each(t, optimizers)
-        a, b = (step(*run, batch, scheduler) for run, scheduler in zip(zip(models, optimizers, strict=True), schedulers, strict=True))
+        a, b = (
+            step(*run, batch, scheduler)
+            for run, scheduler in zip(zip(models, optimizers, strict=True), schedulers, strict=True)
+        )
         gap = max(gap, float((a - b).abs().max()))
     return max(gap, eval_gap(models, dtype))
 

@@ -37,7 +37,18 @@ def at(value, t):
     return float(value) if np.ndim(value) == 0 else float(value[t])
 
 
-def decayed_run(loss, steps, lr, weight_decay, momentum=0.0, *, dampening=0.0, nesterov=False, decoupled=False, buffer=None):
+def decayed_run(
+    loss,
+    steps,
+    lr,
+    weight_decay,
+    momentum=0.0,
+    *,
+    dampening=0.0,
+    nesterov=False,
+    decoupled=False,
+    buffer=None,
+):
     """SGD with weight decay, written out; returns the weights and buffers at t = 0, ..., steps."""
     w, v = loss.start()
     v = np.zeros_like(w) if buffer is None else buffer
@@ -55,7 +66,18 @@ def decayed_run(loss, steps, lr, weight_decay, momentum=0.0, *, dampening=0.0, n
     return np.array(weights), np.array(buffers)
 
 
-def free_run(loss, lr, momentum=0.0, *, dampening=0.0, nesterov=False, before=None, after=None, corrections=None, buffer=None):
+def free_run(
+    loss,
+    lr,
+    momentum=0.0,
+    *,
+    dampening=0.0,
+    nesterov=False,
+    before=None,
+    after=None,
+    corrections=None,
+    buffer=None,
+):
     """SGD without weight decay at the rates lr, with gains on the buffer and corrections."""
     w, v = loss.start()
     v = np.zeros_like(w) if buffer is None else buffer
@@ -83,7 +105,8 @@ def direction_gap(a, b):
 
 
 def scalar_run(lr, weight_decay, momentum, dampening, steps, digits=60):
-    """(log lr~_t, log x_t) of SGD with coupled decay by the x, p recursion in `digits`-digit arithmetic; the original numbers are taken as exact."""
+    """(log lr~_t, log x_t) of SGD with coupled decay by the x, p recursion in `digits`-digit arithmetic; the
+    original numbers are taken as exact."""
     with mpmath.workdps(digits):
         x, p = mpmath.mpf(1), mpmath.mpf(0)
         log_lr, log_x = [], [mpmath.mpf(0)]

@@ -1,4 +1,7 @@
-"""Naive second implementations for the laboratory. Nothing here imports normcore."""
+"""Naive second implementations for the laboratory.
+
+Nothing here imports normcore.
+"""
 
 import copy
 import math

@@ -75,7 +75,10 @@ def test_control_weights_alone_are_not_a_checkpoint():
     converted = nc.convert_checkpoint(state, "weight_decay")
     converted["optimizer"] = state["optimizer"]  # buffers left in the other gauge
     twin, twin_optimizer = resumed("momentum", converted)
-    gaps = [float((step(model, optimizer, b) - step(twin, twin_optimizer, b)).abs().max()) for b in batches(40, seed=3)]
+    gaps = [
+        float((step(model, optimizer, b) - step(twin, twin_optimizer, b)).abs().max())
+        for b in batches(40, seed=3)
+    ]
     assert gaps[0] < GAP < 1e-4 < max(gaps)
 
 

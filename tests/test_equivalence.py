@@ -37,14 +37,21 @@ CASES = {
 
 
 def both_runs(case, *, buffered=True, **wrong):
-    """The run with weight decay and the run without it at the equivalent schedule; `wrong` overrides a part of the latter."""
+    """The run with weight decay and the run without it at the equivalent schedule; `wrong` overrides a part
+    of the latter."""
     loss = RandomLoss()
     buffer = loss.start()[1] if buffered else None
     schedule = nc.equivalent_schedule(**case, steps=STEPS)
     shared = {key: case[key] for key in ("dampening", "nesterov") if key in case}
     settings_ = {key: value for key, value in case.items() if key not in ("start", "lr", "weight_decay")}
     original, buffers = decayed_run(loss, STEPS, case["lr"], case["weight_decay"], buffer=buffer, **settings_)
-    parts = dict(lr=schedule.lr, momentum=schedule.momentum, before=schedule.gain_before, after=schedule.gain_after, corrections=schedule.corrections)
+    parts = dict(
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        before=schedule.gain_before,
+        after=schedule.gain_after,
+        corrections=schedule.corrections,
+    )
     free = free_run(loss, **{**parts, **wrong}, buffer=buffer, **shared)
     return schedule, (original, buffers), free
 
@@ -63,10 +70,17 @@ def test_state_maps_connect_the_runs_at_every_step(name):
         theta, buf = schedule.to_wd_free(original[t], buffers[t], t)
         np.testing.assert_allclose(theta, free[t], rtol=TRAJECTORY, atol=TRAJECTORY * np.linalg.norm(free[t]))
         scale = np.linalg.norm(free_buffers[t]) + np.linalg.norm(correction) + 1e-300
-        np.testing.assert_allclose(buf, free_buffers[t] + correction, rtol=0, atol=1e-8 * scale)  # the radial parts nearly cancel when overcritical
+        np.testing.assert_allclose(
+            buf, free_buffers[t] + correction, rtol=0, atol=1e-8 * scale
+        )  # the radial parts nearly cancel when overcritical
         back = schedule.from_wd_free(theta, buf, t)
         np.testing.assert_allclose(back[0], original[t], rtol=EXACT)
-        np.testing.assert_allclose(back[1], buffers[t], atol=EXACT * (np.linalg.norm(original[t]) + np.linalg.norm(buffers[t])), rtol=EXACT)
+        np.testing.assert_allclose(
+            back[1],
+            buffers[t],
+            atol=EXACT * (np.linalg.norm(original[t]) + np.linalg.norm(buffers[t])),
+            rtol=EXACT,
+        )
 
 
 def test_controls_each_part_of_the_schedule_is_needed():
@@ -87,7 +101,9 @@ def test_controls_each_part_of_the_schedule_is_needed():
 
 
 def test_zero_buffer_needs_nothing_but_the_rates():
-    schedule, (original, _), (free, _) = both_runs(CASES["anything"], buffered=False, before=None, after=None, corrections=None)
+    schedule, (original, _), (free, _) = both_runs(
+        CASES["anything"], buffered=False, before=None, after=None, corrections=None
+    )
     assert not schedule.corrections
     assert direction_gap(original, free) < TRAJECTORY
 
@@ -96,7 +112,13 @@ unit = st.floats(0.0, 1.0)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.floats(1e-6, 10.0), unit, st.floats(0.0, 0.95), st.floats(0.0, 0.9)), min_size=1, max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.floats(1e-6, 10.0), unit, st.floats(0.0, 0.95), st.floats(0.0, 0.9)),
+        min_size=1,
+        max_size=60,
+    )
+)
 def test_agrees_with_sixty_digits(rows):
     lr, fraction, momentum, dampening = np.array(rows).T
     # lr * wd / (1-momentum) stays small enough for x to stay positive over the run, so that no gauge reset hides the comparison
@@ -105,7 +127,9 @@ def test_agrees_with_sixty_digits(rows):
     assert not schedule.corrections
     log_lr, log_x = scalar_run(lr, decay, momentum, dampening, len(lr))
     for ours, exact in zip([*schedule.log_lr, *schedule.log_scale], [*log_lr, *log_x], strict=True):
-        assert abs(ours - exact) <= 1e-12 * max(abs(exact), 1e-3)  # below 1e-3 the log is itself a difference of O(1) numbers
+        assert abs(ours - exact) <= 1e-12 * max(
+            abs(exact), 1e-3
+        )  # below 1e-3 the log is itself a difference of O(1) numbers
 
 
 def test_long_run_agrees_with_sixty_digits():
@@ -162,27 +186,83 @@ def test_schedule_is_frozen():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(lr=-0.1, weight_decay=0.0, steps=2), ValueError, r"lr must be finite and >= 0, got -0.1 at step 0"),
-        (dict(lr=[0.1, math.nan], weight_decay=0.0), ValueError, r"lr must be finite and >= 0, got nan at step 1"),
-        (dict(lr=[0.1, math.inf], weight_decay=0.0), ValueError, r"lr must be finite and >= 0, got inf at step 1"),
+        (
+            dict(lr=-0.1, weight_decay=0.0, steps=2),
+            ValueError,
+            r"lr must be finite and >= 0, got -0.1 at step 0",
+        ),
+        (
+            dict(lr=[0.1, math.nan], weight_decay=0.0),
+            ValueError,
+            r"lr must be finite and >= 0, got nan at step 1",
+        ),
+        (
+            dict(lr=[0.1, math.inf], weight_decay=0.0),
+            ValueError,
+            r"lr must be finite and >= 0, got inf at step 1",
+        ),
         (dict(lr=[0.1], weight_decay=math.nan), ValueError, r"weight_decay must be finite, got nan"),
-        (dict(lr=[0.1], weight_decay=0.0, momentum=1.0), ValueError, r"momentum must be in \[0, 1\), got 1.0"),
-        (dict(lr=[0.1], weight_decay=0.0, momentum=-0.1), ValueError, r"momentum must be in \[0, 1\), got -0.1"),
-        (dict(lr=[0.1], weight_decay=0.0, dampening=1.5), ValueError, r"dampening must be in \[0, 1\), got 1.5"),
-        (dict(lr=[0.1], weight_decay=10.0), ValueError, r"weight_decay must be such that 1 - lr\*weight_decay > 0, got 10.0 at step 0"),
+        (
+            dict(lr=[0.1], weight_decay=0.0, momentum=1.0),
+            ValueError,
+            r"momentum must be in \[0, 1\), got 1.0",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=0.0, momentum=-0.1),
+            ValueError,
+            r"momentum must be in \[0, 1\), got -0.1",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=0.0, dampening=1.5),
+            ValueError,
+            r"dampening must be in \[0, 1\), got 1.5",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=10.0),
+            ValueError,
+            r"weight_decay must be such that 1 - lr\*weight_decay > 0, got 10.0 at step 0",
+        ),
         (dict(lr=[0.1, 0.1], weight_decay=[0.0]), ValueError, r"lengths must agree, got"),
         (dict(lr=0.1, weight_decay=0.0), ValueError, r"steps must be given when"),
         (dict(lr=0.1, weight_decay=0.0, steps=0), ValueError, r"steps must be an integer >= 1, got 0"),
         (dict(lr=0.1, weight_decay=0.0, steps=2.5), ValueError, r"steps must be an integer >= 1, got 2.5"),
-        (dict(lr="fast", weight_decay=0.0), TypeError, r"lr must be a number or a sequence of numbers, got 'fast'"),
+        (
+            dict(lr="fast", weight_decay=0.0),
+            TypeError,
+            r"lr must be a number or a sequence of numbers, got 'fast'",
+        ),
         (dict(lr=[[0.1]], weight_decay=0.0), ValueError, r"one-dimensional array, got shape \(1, 1\)"),
-        (dict(lr=[0.1], weight_decay=0.0, start="middle"), ValueError, r"start must be 'zero' or 'stationary', got 'middle'"),
-        (dict(lr=[0.1], weight_decay=0.0, degree=0), ValueError, r"degree must be 1 unless decoupled=True, got 0"),
+        (
+            dict(lr=[0.1], weight_decay=0.0, start="middle"),
+            ValueError,
+            r"start must be 'zero' or 'stationary', got 'middle'",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=0.0, degree=0),
+            ValueError,
+            r"degree must be 1 unless decoupled=True, got 0",
+        ),
         (dict(lr=[0.1], weight_decay=0.0, degree=3), ValueError, r"degree must be 0, 1 or 2, got 3"),
-        (dict(lr=[0.1], weight_decay=0.0, nesterov=True, dampening=0.1), ValueError, r"dampening must be 0 when nesterov=True"),
-        (dict(lr=[0.1], weight_decay=0.0, nesterov=True, start="stationary"), ValueError, r"start must be 'zero' when nesterov"),
-        (dict(lr=[0.1], weight_decay=6.0, momentum=0.9, nesterov=True), ValueError, r"such that lr\*weight_decay\*\(1\+momentum\) < 1"),
-        (dict(lr=[0.1], weight_decay=1.0, momentum=0.9, start="stationary"), ValueError, r"beyond it the roots are complex"),
+        (
+            dict(lr=[0.1], weight_decay=0.0, nesterov=True, dampening=0.1),
+            ValueError,
+            r"dampening must be 0 when nesterov=True",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=0.0, nesterov=True, start="stationary"),
+            ValueError,
+            r"start must be 'zero' when nesterov",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=6.0, momentum=0.9, nesterov=True),
+            ValueError,
+            r"such that lr\*weight_decay\*\(1\+momentum\) < 1",
+        ),
+        (
+            dict(lr=[0.1], weight_decay=1.0, momentum=0.9, start="stationary"),
+            ValueError,
+            r"beyond it the roots are complex",
+        ),
     ],
 )
 def test_bad_input(arguments, error, message):

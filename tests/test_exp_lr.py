@@ -32,9 +32,13 @@ OPTIMIZERS = {
 SCHEDULERS = {
     "step": lambda o: lr_scheduler.StepLR(o, 20, 0.3),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=STEPS + 1, base_momentum=0.7, max_momentum=0.9),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(
+        o, max_lr=0.1, total_steps=STEPS + 1, base_momentum=0.7, max_momentum=0.9
+    ),
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + 0.1 * t)),
-    "sequential": lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.LinearLR(o, 0.1, total_iters=10), lr_scheduler.ExponentialLR(o, 0.95)], [10]),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=10), lr_scheduler.ExponentialLR(o, 0.95)], [10]
+    ),
 }
 
 
@@ -44,7 +48,9 @@ def test_same_function_as_the_run_with_weight_decay(name, norm):
     models, optimizers = pair(OPTIMIZERS[name], norm=norm, eps=1e-2)
     nc.ExpLR(optimizers[1], models[1])
     assert logit_gap(models, optimizers, STEPS) < GAP
-    assert models[1][0].weight.detach().norm() > 1.02 * models[0][0].weight.detach().norm()  # another gauge, not the same run
+    assert (
+        models[1][0].weight.detach().norm() > 1.02 * models[0][0].weight.detach().norm()
+    )  # another gauge, not the same run
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -55,7 +61,9 @@ def test_schedulers_work_in_ordinary_units(scheduler, name):
     schedulers = [SCHEDULERS[scheduler](o) for o in optimizers]
     assert logit_gap(models, optimizers, STEPS, schedulers=schedulers) < GAP
     for group, twin in zip(*(o.param_groups for o in optimizers), strict=True):
-        assert {k: v for k, v in group.items() if k != "params"} == {k: v for k, v in twin.items() if k != "params"}
+        assert {k: v for k, v in group.items() if k != "params"} == {
+            k: v for k, v in twin.items() if k != "params"
+        }
 
 
 def test_weight_decay_schedule():
@@ -73,7 +81,9 @@ def test_controls_what_happens_without_each_part():
     nc.ExpLR(optimizers[1])  # eps and running statistics not co-scaled
     assert logit_gap(models, optimizers, STEPS) > VISIBLE
 
-    models, optimizers = pair(OPTIMIZERS["momentum"])  # the rates alone, from the root of Theorem 2.9, buffer untouched
+    models, optimizers = pair(
+        OPTIMIZERS["momentum"]
+    )  # the rates alone, from the root of Theorem 2.9, buffer untouched
     optimizers[1].param_groups[0]["weight_decay"] = 0.0
     log_alpha = math.log(nc.growth_factor(0.1, 1e-2, 0.9))
 
@@ -82,7 +92,9 @@ def test_controls_what_happens_without_each_part():
 
     assert logit_gap(models, optimizers, STEPS, each=each) > VISIBLE
 
-    models, optimizers = pair(OPTIMIZERS["momentum"])  # the head is not scale-invariant, so converting it changes the function
+    models, optimizers = pair(
+        OPTIMIZERS["momentum"]
+    )  # the head is not scale-invariant, so converting it changes the function
     optimizers[1].param_groups[1]["scale_invariant"] = True
     nc.ExpLR(optimizers[1])
     assert logit_gap(models, optimizers, STEPS) > VISIBLE
@@ -117,7 +129,9 @@ def test_past_the_critical_point(nesterov):
 def run_pair_of_rebasings(dtype, make_optimizer, steps):
     """Two ExpLR runs, with and without rebasing; returns models and ExpLRs."""
     models, optimizers = pair(make_optimizer, dtype=dtype)
-    runs = [nc.ExpLR(o, m, rebase=rebase) for o, m, rebase in zip(optimizers, models, [True, False], strict=True)]
+    runs = [
+        nc.ExpLR(o, m, rebase=rebase) for o, m, rebase in zip(optimizers, models, [True, False], strict=True)
+    ]
     for batch in batches(steps, dtype=dtype):
         outputs = [step(m, o, batch) for m, o in zip(models, optimizers, strict=True)]
         assert torch.equal(*outputs)
@@ -152,7 +166,9 @@ def test_float32_survives_where_the_weights_alone_would_overflow():
     exp_lr = nc.ExpLR(optimizer, model)
     for batch in batches(3000, dtype=torch.float32):
         step(model, optimizer, batch)
-    assert exp_lr.log_scale() < -math.log(torch.finfo(torch.float32).max) / 2  # the squared norm is out of range
+    assert (
+        exp_lr.log_scale() < -math.log(torch.finfo(torch.float32).max) / 2
+    )  # the squared norm is out of range
     assert all(p.isfinite().all() for p in model.parameters())
     assert 0.5 <= exp_lr.gauges[0].x < 1.0
 
@@ -176,7 +192,9 @@ def test_state_dict_round_trip_is_bit_exact(name):
     twin_exp_lr = nc.ExpLR(twin_optimizer, twin)
     twin_scheduler = lr_scheduler.CosineAnnealingLR(twin_optimizer, 200)
     file.seek(0)
-    for thing, state in zip((twin, twin_optimizer, twin_exp_lr, twin_scheduler), torch.load(file, weights_only=True), strict=True):
+    for thing, state in zip(
+        (twin, twin_optimizer, twin_exp_lr, twin_scheduler), torch.load(file, weights_only=True), strict=True
+    ):
         thing.load_state_dict(state)
     for batch in stream[60:]:
         step(twin, twin_optimizer, batch, twin_scheduler)
@@ -190,7 +208,9 @@ def test_state_dict_round_trip_is_bit_exact(name):
 def test_grad_scaler_skips_leave_the_gauge_where_it_is(fused):
     models, optimizers = pair(lambda g: SGD(g, momentum=0.9, fused=fused, **HARD))
     exp_lr = nc.ExpLR(optimizers[1], models[1])
-    overflows = (11,) if fused else (0, 11)  # torch's own fused SGD turns NaN when its very first step overflows
+    overflows = (
+        (11,) if fused else (0, 11)
+    )  # torch's own fused SGD turns NaN when its very first step overflows
     scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in models]
     scales = []
     for t, (x, y) in enumerate(batches(30)):
@@ -211,7 +231,12 @@ def test_gradient_clipping_in_ordinary_units():
     clipped = 0
     for x, y in batches(STEPS):
         norms = []
-        for model, optimizer, clip in zip(models, optimizers, [lambda n, m=models[0]: nn.utils.clip_grad_norm_(m.parameters(), n), exp_lr.clip_grad_norm_], strict=True):
+        for model, optimizer, clip in zip(
+            models,
+            optimizers,
+            [lambda n, m=models[0]: nn.utils.clip_grad_norm_(m.parameters(), n), exp_lr.clip_grad_norm_],
+            strict=True,
+        ):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             norms.append(float(clip(0.5)))
@@ -226,7 +251,12 @@ def test_value_clipping_in_ordinary_units():
     models, optimizers = pair(OPTIMIZERS["sgd"])
     exp_lr = nc.ExpLR(optimizers[1], models[1])
     for x, y in batches(STEPS):
-        for model, optimizer, clip in zip(models, optimizers, [lambda v: nn.utils.clip_grad_value_(models[0].parameters(), v), exp_lr.clip_grad_value_], strict=True):
+        for model, optimizer, clip in zip(
+            models,
+            optimizers,
+            [lambda v: nn.utils.clip_grad_value_(models[0].parameters(), v), exp_lr.clip_grad_value_],
+            strict=True,
+        ):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             clip(0.01)
@@ -236,7 +266,8 @@ def test_value_clipping_in_ordinary_units():
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "adamw"])
 def test_parameters_without_gradient_stay_where_they_are(name):
-    """Each hidden weight sits out some steps, the first one included: torch then leaves weight and buffer alone."""
+    """Each hidden weight sits out some steps, the first one included: torch then leaves weight and buffer
+    alone."""
     models, optimizers = pair(OPTIMIZERS[name])
     nc.ExpLR(optimizers[1], models[1])
     for t, (x, y) in enumerate(batches(40)):
@@ -253,14 +284,18 @@ def test_parameters_without_gradient_stay_where_they_are(name):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sparse_gradients(momentum):
-    """A sparse embedding in front of a norm, past the critical point, against the dense run with weight decay."""
+    """A sparse embedding in front of a norm, past the critical point, against the dense run with weight
+    decay."""
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Embedding(7, 8), nn.LayerNorm(8, eps=0.0), nn.Linear(8, 3)).double()
     sparse = copy.deepcopy(dense)
     sparse[0].sparse = True
     optimizers = []
     for model in (dense, sparse):
-        tagged = [{"params": model[0].weight, "scale_invariant": True}, {"params": model[2].parameters(), "weight_decay": 0.0}]
+        tagged = [
+            {"params": model[0].weight, "scale_invariant": True},
+            {"params": model[2].parameters(), "weight_decay": 0.0},
+        ]
         optimizers.append(SGD(tagged, lr=0.1, weight_decay=0.3, momentum=momentum))
     nc.ExpLR(optimizers[1])
     for t in range(40):
@@ -326,7 +361,11 @@ def test_two_groups_with_their_own_hyper_parameters():
     def make(model_groups):
         first, rest = model_groups
         a, b = first["params"]
-        return SGD([{**first, "params": [a]}, {**first, "params": [b], "lr": 0.05, "weight_decay": 0.03}, rest], momentum=0.9, **HARD)
+        return SGD(
+            [{**first, "params": [a]}, {**first, "params": [b], "lr": 0.05, "weight_decay": 0.03}, rest],
+            momentum=0.9,
+            **HARD,
+        )
 
     models, optimizers = pair(make, eps=1e-2)
     exp_lr = nc.ExpLR(optimizers[1], models[1])
@@ -351,7 +390,11 @@ def test_no_warning_for_right_tags(recwarn):
     ("make", "error", "message"),
     [
         (lambda p: SGD([p], lr=0.1), ValueError, "must have a group with scale_invariant=True, got none"),
-        (lambda p: torch.optim.Adam([{"params": [p], "scale_invariant": True}], weight_decay=0.1), TypeError, "coupled L2|L2 term enters"),
+        (
+            lambda p: torch.optim.Adam([{"params": [p], "scale_invariant": True}], weight_decay=0.1),
+            TypeError,
+            "coupled L2|L2 term enters",
+        ),
         (lambda p: torch.optim.LBFGS([p]), TypeError, "got LBFGS: no gauge is known"),
         (lambda p: torch.optim.RMSprop([{"params": [p], "scale_invariant": True}]), TypeError, "got RMSprop"),
     ],

@@ -15,7 +15,9 @@ GAP = 1e-9
 
 def gap_along(schedule, **options):
     """The logit gap between SGD with weight decay and stock SGD along the schedule, momentum 0.9, eps = 0."""
-    models, optimizers = pair(lambda g: SGD(g, lr=0.1, momentum=0.9, weight_decay=1e-2, **options), norm="layer", eps=0.0)
+    models, optimizers = pair(
+        lambda g: SGD(g, lr=0.1, momentum=0.9, weight_decay=1e-2, **options), norm="layer", eps=0.0
+    )
     return logit_gap(models, optimizers, STEPS, each=lambda t, o: nc.follow(o[1], schedule, t))
 
 

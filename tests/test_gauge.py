@@ -8,7 +8,14 @@ from helpers import EXACT
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from normcore.gauge import coupled_step, decoupled_step, growth_factor, nesterov_step, reset_threshold, step_function
+from normcore.gauge import (
+    coupled_step,
+    decoupled_step,
+    growth_factor,
+    nesterov_step,
+    reset_threshold,
+    step_function,
+)
 
 momenta = st.floats(0.0, 0.99)
 fractions = st.floats(0.0, 1.0, exclude_max=True)
@@ -23,7 +30,9 @@ def test_growth_factor_is_the_larger_root(momentum, fraction):
         m, u = mpmath.mpf(momentum), mpmath.mpf(lr * weight_decay)
         root = ((1 + m - u) + mpmath.sqrt(max(0, (1 + m - u) ** 2 - 4 * m))) / 2
     # near the critical point the root moves like the square root of a rounding error
-    assert abs(growth_factor(lr, weight_decay, momentum) - float(root)) < (EXACT if fraction < 0.999 else 1e-7)
+    assert abs(growth_factor(lr, weight_decay, momentum) - float(root)) < (
+        EXACT if fraction < 0.999 else 1e-7
+    )
 
 
 @given(momenta, fractions)

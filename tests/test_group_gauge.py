@@ -48,7 +48,11 @@ def test_rebase_is_a_power_of_two():
 
 def test_scale_buffers_takes_the_degree_as_power():
     weight, optimizer, _ = sgd()
-    optimizer.state[weight] = {"exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2), "step": torch.tensor(5.0)}
+    optimizer.state[weight] = {
+        "exp_avg": torch.ones(2),
+        "exp_avg_sq": torch.ones(2),
+        "step": torch.tensor(5.0),
+    }
     scale_buffers(optimizer, [weight], 3.0)
     assert optimizer.state[weight]["exp_avg"].tolist() == [3.0, 3.0]
     assert optimizer.state[weight]["exp_avg_sq"].tolist() == [9.0, 9.0]
@@ -74,11 +78,17 @@ def test_dampening_with_a_late_parameter_is_refused():
     weight, late = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     optimizer = SGD([weight, late], lr=0.1, weight_decay=0.1, momentum=0.9, dampening=0.5)
     optimizer.state[weight]["momentum_buffer"] = torch.zeros(2)
-    with pytest.raises(ValueError, match="dampening must be 0 while a parameter of the group has no momentum buffer yet, got 0.5"):
+    with pytest.raises(
+        ValueError,
+        match="dampening must be 0 while a parameter of the group has no momentum buffer yet, got 0.5",
+    ):
         GroupGauge(optimizer, 0).plan()
 
 
 def test_nesterov_needs_a_smaller_decay():
     _, _, gauge = sgd(weight_decay=7.0, nesterov=True)
-    with pytest.raises(ValueError, match=r"weight_decay must keep lr\*weight_decay\*\(1\+momentum\) < 1, got lr=0.1, weight_decay=7.0"):
+    with pytest.raises(
+        ValueError,
+        match=r"weight_decay must keep lr\*weight_decay\*\(1\+momentum\) < 1, got lr=0.1, weight_decay=7.0",
+    ):
         gauge.plan()

@@ -14,13 +14,22 @@ import normcore as nc
 def classifier_batch(*shape, classes=4, dtype=torch.float64):
     """Random inputs and labels."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype), torch.randint(classes, shape[:1], generator=generator)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype), torch.randint(
+        classes, shape[:1], generator=generator
+    )
 
 
 def conv_net(norm, *, bias=False):
     """conv-norm-ReLU twice, mean, head."""
     torch.manual_seed(0)
-    body = [nn.Conv2d(1, 8, 3, bias=bias), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=bias), norm(8), nn.ReLU()]
+    body = [
+        nn.Conv2d(1, 8, 3, bias=bias),
+        norm(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=bias),
+        norm(8),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).double()
 
 
@@ -31,7 +40,11 @@ class Block(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Linear(5, dim)
-        self.ln1, self.ln2, self.ln3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim) if final_norm else nn.Identity()
+        self.ln1, self.ln2, self.ln3 = (
+            nn.LayerNorm(dim),
+            nn.LayerNorm(dim),
+            nn.LayerNorm(dim) if final_norm else nn.Identity(),
+        )
         self.attention = nn.MultiheadAttention(dim, 2, batch_first=True)
         self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
         self.head = nn.Linear(dim, 4)
@@ -63,7 +76,10 @@ class QKNorm(nn.Module):
 
 def verdicts(model, batch, **options):
     """Name -> verdict."""
-    return {name: v.verdict for name, v in nc.scale_invariance(model, cross_entropy, batch, **options).tensors.items()}
+    return {
+        name: v.verdict
+        for name, v in nc.scale_invariance(model, cross_entropy, batch, **options).tensors.items()
+    }
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda n: nn.GroupNorm(2, n), lambda n: nn.GroupNorm(1, n)])
@@ -79,13 +95,21 @@ def test_control_without_norm_nothing_is_invariant():
 
 
 def test_control_a_large_eps_breaks_invariance():
-    report = nc.scale_invariance(conv_net(lambda n: nn.BatchNorm2d(n, eps=1.0)), cross_entropy, classifier_batch(16, 1, 8, 8))
+    report = nc.scale_invariance(
+        conv_net(lambda n: nn.BatchNorm2d(n, eps=1.0)), cross_entropy, classifier_batch(16, 1, 8, 8)
+    )
     assert report.tensors["0.weight"].verdict == "no" and report.tensors["0.weight"].defect > 0.05
 
 
 def test_defect_measures_eps():
     def defect(eps):
-        return nc.scale_invariance(conv_net(lambda n: nn.BatchNorm2d(n, eps=eps)), cross_entropy, classifier_batch(16, 1, 8, 8)).tensors["0.weight"].defect
+        return (
+            nc.scale_invariance(
+                conv_net(lambda n: nn.BatchNorm2d(n, eps=eps)), cross_entropy, classifier_batch(16, 1, 8, 8)
+            )
+            .tensors["0.weight"]
+            .defect
+        )
 
     assert defect(1e-6) / defect(1e-5) == pytest.approx(0.1, rel=0.05)
     assert defect(1e-30) < 1e-12
@@ -93,11 +117,57 @@ def test_defect_measures_eps():
 
 def test_layer_norm_mlp_with_and_without_bias():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 4)).double()
+    model = nn.Sequential(
+        nn.Linear(6, 8),
+        nn.LayerNorm(8),
+        nn.ReLU(),
+        nn.Linear(8, 8, bias=False),
+        nn.LayerNorm(8),
+        nn.Linear(8, 4),
+    ).double()
     report = nc.scale_invariance(model, cross_entropy, classifier_batch(16, 6))
     assert report.tensors["3.weight"].verdict == "yes"
     assert report.tensors["0.weight"].verdict == "no"  # its bias breaks it alone
     assert {frozenset(g.names) for g in report.groups.values()} >= {frozenset({"0.weight", "0.bias"})}
+
+
+@pytest.mark.parametrize("size", [0.0, 2e-3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_zero_or_tiny_bias_hides_nothing(size, groups):
+    model = conv_net(lambda n: nn.GroupNorm(groups, n), bias=True)
+    for layer in (0, 3):
+        nn.init.normal_(model[layer].bias, std=size) if size else nn.init.zeros_(model[layer].bias)
+    report = nc.scale_invariance(model, cross_entropy, classifier_batch(16, 1, 8, 8))
+    assert report.tensors["0.weight"].verdict == report.tensors["3.weight"].verdict == "no"
+    pairs = [{"0.weight", "0.bias"}, {"3.weight", "3.bias"}]
+    assert [set(g.names) for g in report.groups.values()] == pairs  # disjoint, and nothing else
+
+
+class PreResNet(nn.Module):
+    """x + conv(ReLU(norm(x))) with norms without affine part; the head is frozen."""
+
+    def __init__(self, depth=3, width=8):
+        super().__init__()
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(c, width, 3, padding=1, bias=False) for c in [1] + [width] * depth]
+        self.stem, self.convs = convs[0], nn.ModuleList(convs[1:])
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for _ in range(depth + 1))
+        self.head = nn.Linear(width, 4).requires_grad_(False)
+        self.double()
+
+    def forward(self, x):
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            x = x + conv(torch.relu(norm(x)))
+        return self.head(torch.relu(self.norms[-1](x)).mean((2, 3)))
+
+
+def test_pre_activation_resnet_is_invariant_only_jointly():
+    model = PreResNet()
+    report = nc.scale_invariance(model, cross_entropy, classifier_batch(16, 1, 8, 8))
+    assert {v.verdict for v in report.tensors.values()} == {"no"} and not report.invariant
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert [set(g.names) for g in report.groups.values()] == [trainable]
 
 
 def test_weight_normalized_layers():
@@ -112,11 +182,23 @@ def test_weight_normalized_layers():
 
 def test_pre_norm_transformer_is_invariant_jointly():
     report = nc.scale_invariance(Block(), cross_entropy, classifier_batch(16, 3, 5))
-    stream = {"embed.weight", "embed.bias", "attention.out_proj.weight", "attention.out_proj.bias", "down.weight", "down.bias"}
+    stream = {
+        "embed.weight",
+        "embed.bias",
+        "attention.out_proj.weight",
+        "attention.out_proj.bias",
+        "down.weight",
+        "down.bias",
+    }
     assert stream in [set(group.names) for group in report.groups.values()]
     assert not {name for name, v in report.tensors.items() if v.verdict == "yes"}
     assert not any("head" in name for group in report.groups.values() for name in group.names)
-    alone = nc.scale_invariance(Block(), cross_entropy, classifier_batch(16, 3, 5), groups={"stream": sorted(stream), "part": sorted(stream)[:-1]})
+    alone = nc.scale_invariance(
+        Block(),
+        cross_entropy,
+        classifier_batch(16, 3, 5),
+        groups={"stream": sorted(stream), "part": sorted(stream)[:-1]},
+    )
     assert alone.groups["stream"].verdict == "yes" and alone.groups["part"].verdict == "no"
 
 
@@ -133,7 +215,7 @@ def test_torchvision_resnet18():
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
-    found = verdicts(resnet18(num_classes=4), classifier_batch(8, 3, 40, 40, dtype=torch.float32))
+    found = verdicts(resnet18(num_classes=4), classifier_batch(8, 3, 32, 32, dtype=torch.float32))
     convolutions = {name for name in found if "conv" in name or "downsample.0" in name}
     assert len(convolutions) == 20 and {found[name] for name in convolutions} == {"yes"}
     assert "yes" not in {verdict for name, verdict in found.items() if name not in convolutions}
@@ -155,7 +237,10 @@ def test_zero_gradients_are_undetermined():
 
 
 def test_a_bias_in_front_of_batch_norm_is_undetermined():
-    assert verdicts(conv_net(nn.BatchNorm2d, bias=True), classifier_batch(16, 1, 8, 8))["0.bias"] == "undetermined"
+    assert (
+        verdicts(conv_net(nn.BatchNorm2d, bias=True), classifier_batch(16, 1, 8, 8))["0.bias"]
+        == "undetermined"
+    )
 
 
 def test_cosine_is_that_of_autograd():
@@ -199,15 +284,38 @@ def test_the_report_prints_a_table():
     ("arguments", "error", "message"),
     [
         (dict(batch=torch.ones(3)), TypeError, r"batch must be a pair \(x, y\), got Tensor"),
-        (dict(groups={"g": ["nowhere"]}), ValueError, r"groups must name trainable parameters of the model, got \['nowhere'\]"),
-        (dict(batch=(torch.full((4, 1, 8, 8), math.nan).double(), torch.zeros(4).long())), ValueError, "finite outputs"),
+        (dict(groups={"g": []}), ValueError, r"groups must map to lists of names, got \[\] for 'g'"),
+        (
+            dict(groups={"g": "0.weight"}),
+            ValueError,
+            "groups must map to lists of names, got '0.weight' for 'g'",
+        ),
+        (
+            dict(groups={"g": ["nowhere"]}),
+            ValueError,
+            r"groups must name trainable parameters of the model, got \['nowhere'\]",
+        ),
+        (
+            dict(batch=(torch.full((4, 1, 8, 8), math.nan).double(), torch.zeros(4).long())),
+            ValueError,
+            "finite outputs",
+        ),
     ],
 )
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
-        nc.scale_invariance(**{"model": conv_net(nn.BatchNorm2d), "loss_fn": cross_entropy, "batch": classifier_batch(4, 1, 8, 8), **arguments})
+        nc.scale_invariance(
+            **{
+                "model": conv_net(nn.BatchNorm2d),
+                "loss_fn": cross_entropy,
+                "batch": classifier_batch(4, 1, 8, 8),
+                **arguments,
+            }
+        )
 
 
 def test_a_frozen_model_is_refused():
     with pytest.raises(ValueError, match="model must have a trainable parameter, got none"):
-        nc.scale_invariance(conv_net(nn.BatchNorm2d).requires_grad_(False), cross_entropy, classifier_batch(4, 1, 8, 8))
+        nc.scale_invariance(
+            conv_net(nn.BatchNorm2d).requires_grad_(False), cross_entropy, classifier_batch(4, 1, 8, 8)
+        )

@@ -33,9 +33,7 @@ def test_the_order_is_shuffled_but_fixed():
 
 def test_a_data_set_is_frozen_and_has_the_dtype_asked_for():
     data = load_dataset("digits", dtype=torch.float64)
-    assert (
-        data.x_test.dtype == torch.float64 and load_dataset("digits").x_test.dtype == torch.float32
-    )
+    assert data.x_test.dtype == torch.float64 and load_dataset("digits").x_test.dtype == torch.float32
     assert data.y_train.dtype == torch.int64
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'classes'"):
         data.classes = 3

@@ -57,9 +57,7 @@ def test_norm_grows_without_decay_as_a_fourth_root_at_least():
     assert (np.diff(norms, axis=0) > 0).all()
     fourth = norms**4
     assert (fourth[4000] - fourth[2000] > 0.5 * (fourth[2000] - fourth[0])).all()
-    assert (
-        np.diff(toy(0.1, 0.02, norm="sphere", steps=400, start_norm=9.0).norm, axis=0) < 0
-    ).any()
+    assert (np.diff(toy(0.1, 0.02, norm="sphere", steps=400, start_norm=9.0).norm, axis=0) < 0).any()
 
 
 def test_the_start_is_uniform_on_the_sphere():

@@ -35,14 +35,18 @@ def test_cosine_equals_cosine_annealing_lr():
 def test_exponential_equals_exponential_lr():
     expected = torch_values(lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 1.02), 0.4, 50)
     np.testing.assert_allclose(nc.Exponential(0.4, 1.02).values(50), expected, rtol=1e-13)
-    assert nc.Exponential(0.1, 1.001).log(10**7) == pytest.approx(math.log(0.1) + 1e7 * math.log(1.001), rel=1e-15)
+    assert nc.Exponential(0.1, 1.001).log(10**7) == pytest.approx(
+        math.log(0.1) + 1e7 * math.log(1.001), rel=1e-15
+    )
 
 
 def test_phases_rebuild_the_values():
     schedule = nc.StepDecay(0.1, (30, 80))
     phases = schedule.phases(60)
     assert [n for _, n in phases] == [30, 30]
-    np.testing.assert_array_equal(np.repeat([lr for lr, _ in phases], [n for _, n in phases]), schedule.values(60))
+    np.testing.assert_array_equal(
+        np.repeat([lr for lr, _ in phases], [n for _, n in phases]), schedule.values(60)
+    )
 
 
 def test_log_agrees_with_the_value():

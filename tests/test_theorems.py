@@ -12,10 +12,13 @@ RATES = np.repeat([lr for lr, _ in PHASES], [n for _, n in PHASES])
 
 
 def gap(schedule, lr, weight_decay, momentum, corrections=None):
-    """The direction gap between the run with decay and the run along the schedule, both from a zero buffer."""
+    """The direction gap between the run with decay and the run along the schedule, both from a zero
+    buffer."""
     loss = RandomLoss(seed=3)
     original, _ = decayed_run(loss, schedule.steps, lr, weight_decay, momentum)
-    free, _ = free_run(loss, schedule.lr, momentum, corrections=schedule.corrections if corrections is None else corrections)
+    free, _ = free_run(
+        loss, schedule.lr, momentum, corrections=schedule.corrections if corrections is None else corrections
+    )
     return direction_gap(original, free)
 
 
@@ -30,10 +33,14 @@ def test_theorem_2_1():
 def test_theorem_2_9(weight_decay):
     schedule = nc.exponential_lr(0.1, weight_decay, 0.9, steps=200)
     alpha = np.roots([1, -(1.9 - 0.1 * weight_decay), 0.9]).real.max()
-    np.testing.assert_allclose(schedule.log_lr, np.log(0.1) - (2 * np.arange(200) + 1) * np.log(alpha), rtol=1e-9)  # np.roots' digits
+    np.testing.assert_allclose(
+        schedule.log_lr, np.log(0.1) - (2 * np.arange(200) + 1) * np.log(alpha), rtol=1e-9
+    )  # np.roots' digits
     assert schedule.corrections[0] == pytest.approx(-weight_decay / (alpha - 0.9), rel=1e-9)
     assert gap(schedule, 0.1, weight_decay, 0.9) < TRAJECTORY
-    assert gap(schedule, 0.1, weight_decay, 0.9, corrections={}) > VISIBLE  # control: the initial buffer forgotten
+    assert (
+        gap(schedule, 0.1, weight_decay, 0.9, corrections={}) > VISIBLE
+    )  # control: the initial buffer forgotten
 
 
 def test_theorem_2_9_stops_at_the_critical_point():
@@ -52,7 +59,9 @@ def test_theorem_2_12(weight_decay):
 
 
 def test_theorem_2_12_product_rule():
-    np.testing.assert_allclose(nc.texp(PHASES, 2e-2, 0.9).lr, texp_recursion(PHASES, 2e-2, 0.9), rtol=1e-9)  # np.roots' digits
+    np.testing.assert_allclose(
+        nc.texp(PHASES, 2e-2, 0.9).lr, texp_recursion(PHASES, 2e-2, 0.9), rtol=1e-9
+    )  # np.roots' digits
 
 
 def test_texp_without_instant_decay_is_a_weight_decay_schedule():
@@ -60,7 +69,9 @@ def test_texp_without_instant_decay_is_a_weight_decay_schedule():
     decays = 2e-2 * RATES / RATES[0]
     assert gap(minus, 0.1, decays, 0.9) < TRAJECTORY
     full = nc.texp(PHASES, 2e-2, 0.9)
-    np.testing.assert_allclose(np.diff(minus.log_lr)[62:118], np.diff(full.log_lr)[62:118], rtol=1e-9)  # same growth inside a phase
+    np.testing.assert_allclose(
+        np.diff(minus.log_lr)[62:118], np.diff(full.log_lr)[62:118], rtol=1e-9
+    )  # same growth inside a phase
     assert full.log_lr[60] - minus.log_lr[60] == pytest.approx(np.log(0.3), abs=1e-3)
 
 
@@ -82,7 +93,9 @@ def test_theorem_2_13_closed_form():
 def test_weight_decay_comes_back():
     decays = 1e-2 * np.random.default_rng(0).uniform(0, 2, 180)
     schedule = nc.texp_plus_plus(RATES, decays, 0.9)
-    np.testing.assert_allclose(nc.equivalent_weight_decay(schedule.log_lr, RATES, 0.9), decays, atol=1e-11)  # 1e-16 * |log lr| / lr
+    np.testing.assert_allclose(
+        nc.equivalent_weight_decay(schedule.log_lr, RATES, 0.9), decays, atol=1e-11
+    )  # 1e-16 * |log lr| / lr
 
 
 def test_a_growing_rate_is_weight_decay():
@@ -100,7 +113,10 @@ def test_a_growing_rate_is_weight_decay():
         (lambda: nc.texp([0.1, 0.2], 5e-4), r"phases must be \(lr, steps\) pairs, got 0.1 at index 0"),
         (lambda: nc.texp([(0.0, 3)], 5e-4), r"phases must have lr > 0, got 0.0 at index 0"),
         (lambda: nc.texp([(0.1, 0)], 5e-4), r"integer number of steps >= 1, got 0 at index 0"),
-        (lambda: nc.texp([(0.1, 3)], [5e-4, 1e-4]), r"weight_decay must be one value or one for each of 1 phases, got 2"),
+        (
+            lambda: nc.texp([(0.1, 3)], [5e-4, 1e-4]),
+            r"weight_decay must be one value or one for each of 1 phases, got 2",
+        ),
         (lambda: nc.texp([(0.1, 3)], 0.5, 0.9), r"beyond it the roots are complex"),
         (lambda: nc.equivalent_weight_decay([0.0], 0.0), r"lr must be > 0, got 0.0 at step 0"),
         (lambda: nc.growth_factor(0.1, -1.0), r"lr\*weight_decay must lie in"),

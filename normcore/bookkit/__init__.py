@@ -15,4 +15,13 @@ def setup() -> Profile:
     return profile
 
 
-__all__ = ["ClaimError", "Profile", "claim", "current_profile", "not_reproduced", "plots", "setup", "verdict_table"]
+__all__ = [
+    "ClaimError",
+    "Profile",
+    "claim",
+    "current_profile",
+    "not_reproduced",
+    "plots",
+    "setup",
+    "verdict_table",
+]

@@ -1,7 +1,7 @@
 """Execute the chapters, store them in one canonical form, and check that form.
 
-    python -m normcore.bookkit.chapters execute DEST   executes every chapter of _toc.yml into DEST, the tree stays as it is
-    python -m normcore.bookkit.chapters store          executes them and writes the outputs back
+python -m normcore.bookkit.chapters execute DEST   executes every chapter of _toc.yml into DEST, the tree
+stays as it is python -m normcore.bookkit.chapters store          executes them and writes the outputs back
 """
 
 import concurrent.futures
@@ -49,7 +49,12 @@ def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
     """Execute a notebook in place, with one thread and in the given folder."""
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
     client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False, coalesce_streams=True
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        coalesce_streams=True,
     )
     start = time.perf_counter()
     try:
@@ -73,7 +78,9 @@ def canonical(notebook: Notebook) -> Notebook:
             count += 1
             cell.execution_count = count
             for output in cell.outputs:
-                output.pop("execution_count", None) if output.output_type != "execute_result" else output.update(execution_count=count)
+                output.pop(
+                    "execution_count", None
+                ) if output.output_type != "execute_result" else output.update(execution_count=count)
                 if "metadata" in output:
                     output.metadata = {}
     return notebook
@@ -82,7 +89,11 @@ def canonical(notebook: Notebook) -> Notebook:
 def verdict_text(notebook: Notebook) -> str:
     """What the last code cell printed: the chapter's verdict table."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    texts = [output.data.get("text/plain", "") for output in (cells[-1].outputs if cells else []) if "data" in output]
+    texts = [
+        output.data.get("text/plain", "")
+        for output in (cells[-1].outputs if cells else [])
+        if "data" in output
+    ]
     return "\n".join(texts)
 
 
@@ -92,15 +103,25 @@ def notebook_records(path: Path) -> list[Record]:
 
 
 def problems(notebook: Notebook) -> list[str]:
-    """What keeps a notebook from being a stored chapter: unexecuted cells, errors, warnings, addresses, long cells, a wrong frame."""
+    """What keeps a notebook from being a stored chapter:
+
+    Unexecuted cells, errors, warnings, addresses, long cells, a wrong frame.
+    """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    found = [] if [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)) else ["execution counts are not 1, 2, ..."]
+    found = (
+        []
+        if [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        else ["execution counts are not 1, 2, ..."]
+    )
     if not cells or not cells[0].source.rstrip().endswith("profile = bookkit.setup()"):
         found.append("the first code cell is not the set-up cell")
     if not cells or cells[-1].source.strip() != "bookkit.verdict_table()":
         found.append("the last code cell is not bookkit.verdict_table()")
     for number, cell in enumerate(cells, 1):
-        found += [f"cell {number}: {problem}" for problem in (*_source_problems(cell.source), *_output_problems(cell.outputs))]
+        found += [
+            f"cell {number}: {problem}"
+            for problem in (*_source_problems(cell.source), *_output_problems(cell.outputs))
+        ]
     return found
 
 

@@ -1,4 +1,8 @@
-"""Claims: a number, a relation, a bound. A claim that does not hold stops the chapter; one that holds is recorded for the scoreboard."""
+"""Claims:
+
+A number, a relation, a bound. A claim that does not hold stops the chapter; one that holds is recorded for
+the scoreboard.
+"""
 
 import html
 import math
@@ -39,7 +43,15 @@ _records: dict[str, Record] = {}
 
 
 def claim(
-    id: str, value: SupportsFloat, relation: str, bound: Any, *, source: str = "", restriction: str = "", n: int | None = None, se: float | None = None
+    id: str,
+    value: SupportsFloat,
+    relation: str,
+    bound: Any,
+    *,
+    source: str = "",
+    restriction: str = "",
+    n: int | None = None,
+    se: float | None = None,
 ) -> None:
     """Check `value relation bound`, and record that it holds.
 
@@ -63,10 +75,17 @@ def claim(
         Traceback (most recent call last):
         ...
         normcore.bookkit.claims.ClaimError: claim E2/example-fails does not hold: nan < 1.0
+
     """
     number = _checked(id, value, relation)
     if not _holds(number, relation, bound):
-        spread = "".join([f", n={n}" if n is not None else "", f", se={se:.3g}" if se is not None else "", f" ({source})" if source else ""])
+        spread = "".join(
+            [
+                f", n={n}" if n is not None else "",
+                f", se={se:.3g}" if se is not None else "",
+                f" ({source})" if source else "",
+            ]
+        )
         raise ClaimError(f"claim {id} does not hold: {number:.6g} {relation} {bound}{spread}")
     verdict = "held with a restriction" if restriction else "held"
     _record(Record(id, relation, _text(bound), verdict, "; ".join(filter(None, [source, restriction]))))
@@ -77,10 +96,13 @@ def not_reproduced(id: str, value: SupportsFloat, relation: str, bound: Any, *, 
 
     Example:
         >>> not_reproduced("C7/twelve", 4.0, ">=", 10.0, source="an example")
+
     """
     number = _checked(id, value, relation)
     if _holds(number, relation, bound):
-        raise ClaimError(f"claim {id} was expected not to reproduce, but holds: {number:.6g} {relation} {bound}")
+        raise ClaimError(
+            f"claim {id} was expected not to reproduce, but holds: {number:.6g} {relation} {bound}"
+        )
     _record(Record(id, relation, _text(bound), "did not reproduce", source))
 
 
@@ -110,7 +132,10 @@ def _record(record: Record) -> None:
 
 
 class VerdictTable:
-    """The claims of a chapter: ids, relations, bounds and verdicts only, so that its output is the same on every machine."""
+    """The claims of a chapter:
+
+    Ids, relations, bounds and verdicts only, so that its output is the same on every machine.
+    """
 
     def __init__(self, records: list[Record]) -> None:
         """Hold the records."""
@@ -146,6 +171,7 @@ def parse_records(text: str) -> list[Record]:
 
     Raises:
         ValueError: a line is not a record.
+
     """
     records = []
     for line in filter(None, text.splitlines()):

@@ -1,4 +1,7 @@
-"""Figures in one style: the same colour for the same thing in every chapter, theory dashed and black, labels at the curves."""
+"""Figures in one style:
+
+The same colour for the same thing in every chapter, theory dashed and black, labels at the curves.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 DECAY, EXPONENTIAL, CONTROL, OTHER = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""Okabe and Ito's colours, told apart in every common form of colour blindness: run with weight decay, run at the exponential rate, control, a further curve."""
+"""Okabe and Ito's colours, told apart in every common form of colour blindness:
+
+Run with weight decay, run at the exponential rate, control, a further curve.
+"""
 
 KINDS: dict[str, dict[str, Any]] = {
     "decay": {"color": DECAY},
@@ -24,7 +30,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def use_style() -> None:
-    """Switch matplotlib to the house style; images carry no version, so that they are the same bytes each time."""
+    """Switch matplotlib to the house style; images carry no version.
+
+    So that they are the same bytes each time.
+    """
     plt.style.use(Path(__file__).with_name("normcore.mplstyle"))
     mpl.rcParams["savefig.bbox"] = "standard"
 
@@ -35,13 +44,24 @@ def panels(count: int = 1, *, height: float = 3.4, width: float = 7.0, **options
 
     Yields:
         The Axes, or an array of them.
+
     """
     _, axes = plt.subplots(1, count, figsize=(width, height), **options)
     yield axes
     plt.show()
 
 
-def curve(ax: Axes, x: Any, y: Any, kind: str = "decay", label: str = "", *, at: int = -1, offset: tuple[float, float] = (4, 0), **options: Any) -> None:
+def curve(
+    ax: Axes,
+    x: Any,
+    y: Any,
+    kind: str = "decay",
+    label: str = "",
+    *,
+    at: int = -1,
+    offset: tuple[float, float] = (4, 0),
+    **options: Any,
+) -> None:
     """Draw a curve of a kind (a key of KINDS), with its label beside point `at`."""
     style = {**KINDS[kind], **options}
     dashes = style.pop("dashes", None)
@@ -50,7 +70,14 @@ def curve(ax: Axes, x: Any, y: Any, kind: str = "decay", label: str = "", *, at:
         line.set_dashes(dashes)
     if label:
         ax.annotate(
-            label, (x[at], y[at]), xytext=offset, textcoords="offset points", color=line.get_color(), va="center", fontsize=10, annotation_clip=False
+            label,
+            (x[at], y[at]),
+            xytext=offset,
+            textcoords="offset points",
+            color=line.get_color(),
+            va="center",
+            fontsize=10,
+            annotation_clip=False,
         )
 
 

@@ -1,4 +1,7 @@
-"""The size of the experiments: one environment variable, three profiles. Claims hold in every profile; only resolution and error bars change."""
+"""The size of the experiments:
+
+One environment variable, three profiles. Claims hold in every profile; only resolution and error bars change.
+"""
 
 import os
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ class Profile:
         name: "ci" (two CPU cores), "full" (a workstation) or "gpu".
         device: where tensors live.
         threads: of torch; 1 keeps float sums, and so trajectories, the same from machine to machine.
+
     """
 
     name: str
@@ -30,6 +34,7 @@ class Profile:
         Example:
             >>> Profile("full", "cpu").pick(ci=50, gpu=5000)
             50
+
         """
         full = ci if full is None else full
         gpu = full if gpu is None else gpu
@@ -41,10 +46,13 @@ def current_profile() -> Profile:
 
     Raises:
         ValueError: the name is unknown, or "gpu" without a CUDA device.
+
     """
     name = os.environ.get("NORMCORE_PROFILE", "ci")
     if name not in NAMES:
         raise ValueError(f"NORMCORE_PROFILE must be one of {list(NAMES)}, got {name!r}")
     if name == "gpu" and not torch.cuda.is_available():
-        raise ValueError("NORMCORE_PROFILE=gpu needs a CUDA device, got none; use NORMCORE_PROFILE=full on a CPU")
+        raise ValueError(
+            "NORMCORE_PROFILE=gpu needs a CUDA device, got none; use NORMCORE_PROFILE=full on a CPU"
+        )
     return Profile(name, "cuda" if name == "gpu" else "cpu")

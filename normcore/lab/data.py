@@ -23,6 +23,7 @@ class Dataset:
         x_test: (M, C, H, W) test images, standardised with the numbers of the training images.
         y_test: (M,) their labels.
         classes: how many.
+
     """
 
     name: str
@@ -56,6 +57,7 @@ class Dataset:
         Example:
             >>> [tuple(x.shape) for x, y in load_dataset("digits").batches(2, 100)]
             [(100, 1, 8, 8), (100, 1, 8, 8)]
+
         """
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value < 1:
@@ -95,6 +97,7 @@ def load_dataset(
     Example:
         >>> load_dataset("digits")
         Dataset('digits', train=(1200, 1, 8, 8), test=(597, 1, 8, 8), classes=10)
+
     """
     if name not in LOADERS:
         raise ValueError(f"name must be one of {sorted(LOADERS)}, got {name!r}")

@@ -22,6 +22,7 @@ def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
         >>> run = ToyRun(np.array([[0.0], [0.2], [0.5]]), np.ones((3, 1)))
         >>> escape_steps(run, epsilon=0.3 * math.pi).tolist()
         [2.0]
+
     """
     above = run.error > epsilon / math.pi
     return np.where(above.any(axis=0), above.argmax(axis=0), np.inf).astype(np.float64)
@@ -67,6 +68,7 @@ def theorem_3_1_bound(
 
     Source: the form of Li & Arora (2020), arXiv 1910.07454, Theorem 3.1. The first term is derived
         in the chapter; the constants 64 and 9 are not, and are only held against simulations.
+
     """
     positive = {
         "lr": lr,

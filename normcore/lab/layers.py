@@ -40,6 +40,7 @@ def norm_layer(kind: str, channels: int, *, images: bool, affine: bool, eps: flo
 
     Raises:
         ValueError: the kind is unknown.
+
     """
     if kind == "batch":
         make = nn.BatchNorm2d if images else nn.BatchNorm1d
@@ -64,6 +65,7 @@ def smallest_eps(norm: str, dtype: torch.dtype) -> float:
 
     Raises:
         ValueError: the dtype is neither float32 nor float64.
+
     """
     if dtype not in SMALLEST_EPS:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

@@ -17,6 +17,7 @@ def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
 
     Raises:
         ValueError: the shapes differ, as when one of the runs diverged.
+
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim == 0:
@@ -33,6 +34,7 @@ def max_gap(a: ArrayLike, b: ArrayLike) -> float:
 
     Raises:
         ValueError: as in `gaps`.
+
     """
     return float(gaps(a, b).max())
 
@@ -46,6 +48,7 @@ def relative_gap(a: ArrayLike, b: ArrayLike) -> float:
 
     Raises:
         ValueError: as in `gaps`, or a reading of `a` is zero.
+
     """
     sizes = gaps(a, np.zeros_like(np.asarray(a, dtype=np.float64)))
     if (sizes == 0).any():
@@ -69,6 +72,7 @@ def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     Example:
         >>> round(slope([1, 2, 4, 8], [3, 12, 48, 192])[0], 12)
         2.0
+
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if xs.shape != ys.shape or xs.ndim != 1:

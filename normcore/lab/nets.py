@@ -5,6 +5,7 @@ as torch allows, and a head that stays at its random initialisation. Each weight
 by its own norm, so that the output does not change when any one of them is multiplied by c > 0.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -43,6 +44,7 @@ def mlp(
         >>> net = mlp((64, 16, 10))
         >>> [tuple(p.shape) for p in net.parameters() if p.requires_grad]
         [(16, 64)]
+
     """
     check_names(head, activation)
     if len(sizes) < 3:
@@ -51,7 +53,7 @@ def mlp(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, width in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for fan_in, width in itertools.pairwise(sizes[:-1]):
             layers += [
                 nn.Linear(fan_in, width, bias=False),
                 norm_layer(norm, width, images=False, affine=affine, eps=eps),
@@ -90,13 +92,12 @@ def cnn(
     Example:
         >>> cnn((8, 16))(torch.randn(2, 1, 8, 8)).shape
         torch.Size([2, 10])
+
     """
     check_names(head, activation)
     strides = [1] + [2] * (len(channels) - 1) if strides is None else strides
     if not channels or len(strides) != len(channels):
-        raise ValueError(
-            f"strides must hold one for each of {len(channels)} channels, got {strides}"
-        )
+        raise ValueError(f"strides must hold one for each of {len(channels)} channels, got {strides}")
     eps = smallest_eps(norm, dtype) if eps is None else eps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -42,6 +42,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
         torch.Size([4, 10])
         >>> all(torch.equal(before[name], value) for name, value in net.state_dict().items())
         True
+
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     output: Tensor = model(x)

@@ -21,9 +21,7 @@ MakeNorm = Callable[[int], nn.Module]
 class PreActivationBlock(nn.Module):
     """norm-ReLU-conv twice, beside a shortcut: the identity, or norm-ReLU-1x1 convolution."""
 
-    def __init__(
-        self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool
-    ) -> None:
+    def __init__(self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool) -> None:
         """Build the layers; `first` has a projection, and `bare` leaves out its norm."""
         super().__init__()
         self.norm1, self.conv1 = norm(fan_in), nn.Conv2d(fan_in, width, 3, stride, 1, bias=False)
@@ -41,9 +39,7 @@ class PreActivationBlock(nn.Module):
 class PostActivationBlock(nn.Module):
     """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm), ReLU."""
 
-    def __init__(
-        self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool
-    ) -> None:
+    def __init__(self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool) -> None:
         """Build the layers; a change of width or size needs a projection."""
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(fan_in, width, 3, stride, 1, bias=False), norm(width)
@@ -79,6 +75,7 @@ def preresnet(depth: int = 8, **options: Any) -> nn.Sequential:
         torch.Size([2, 10])
 
     Source: He et al. (2016), arXiv 1603.05027, with the shortcut rule that makes it invariant.
+
     """
     return _residual_net(depth, PreActivationBlock, **options)
 
@@ -97,6 +94,7 @@ def resnet(depth: int = 8, **options: Any) -> nn.Sequential:
         torch.Size([2, 10])
 
     Source: He et al. (2015), arXiv 1512.03385.
+
     """
     return _residual_net(depth, PostActivationBlock, **options)
 

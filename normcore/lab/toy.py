@@ -68,6 +68,7 @@ def toy(
         ((301, 2), [1.0, 10.0], True)
 
     Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
+
     """
     _check(lr, weight_decay, norm, steps, dim, batch_size, runs)
     rng = np.random.default_rng(seed)
@@ -96,6 +97,7 @@ def toy_gradient(w: FloatArray, x: FloatArray, *, norm: str) -> tuple[FloatArray
     Returns:
         The gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation
         of each of its other coordinates.
+
     """
     score = w[0][:, None] * x[0] + w[1][:, None] * x[1]
     c = SCORE_GRADIENTS[norm](score, np.sign(x[0]), np.hypot(*w)[:, None])
@@ -127,9 +129,7 @@ def _batch(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray
     sd = np.sqrt((centred**2).mean(axis=1, keepdims=True))
     z = centred / sd
     s = _logistic(z, label)
-    return np.asarray(
-        (s - s.mean(axis=1, keepdims=True) - z * (s * z).mean(axis=1, keepdims=True)) / sd
-    )
+    return np.asarray((s - s.mean(axis=1, keepdims=True) - z * (s * z).mean(axis=1, keepdims=True)) / sd)
 
 
 SCORE_GRADIENTS: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
@@ -140,9 +140,7 @@ SCORE_GRADIENTS: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatA
 """Name of the normalization -> derivative of the batch loss in the scores x'w."""
 
 
-def _start(
-    rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike | None
-) -> FloatArray:
+def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike | None) -> FloatArray:
     """Where the runs start, (2, runs)."""
     if start_norm is None:
         w = np.stack([rng.standard_normal(runs), np.sqrt(rng.chisquare(dim - 1, runs))])
@@ -153,9 +151,7 @@ def _start(
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
 
 
-def _check(
-    lr: float, weight_decay: float, norm: str, steps: int, dim: int, batch_size: int, runs: int
-) -> None:
+def _check(lr: float, weight_decay: float, norm: str, steps: int, dim: int, batch_size: int, runs: int) -> None:
     """Refuse arguments that break their conditions."""
     if norm not in SCORE_GRADIENTS:
         raise ValueError(f"norm must be one of {sorted(SCORE_GRADIENTS)}, got {norm!r}")

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from normcore.equivalence import EquivalentSchedule
 from normcore.follow import follow
+from normcore.wd_free_run import EquivalentSchedule
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Probe = Callable[[nn.Module], Tensor | float]
@@ -29,6 +29,7 @@ class History:
         step: the steps t before which the probes were read; the last reading follows the last step.
         records: probe name -> array whose first axis runs over `step`; `history["name"]` is short.
         diverged_at: the first step with a non-finite loss, at which the run stopped, or None.
+
     """
 
     loss: NDArray[np.float64]
@@ -41,6 +42,7 @@ class History:
 
         Raises:
             KeyError: there is no probe of that name.
+
         """
         if name not in self.records:
             raise KeyError(f"no probe named {name!r}; the run recorded {sorted(self.records)}")
@@ -113,6 +115,7 @@ def train(
         >>> history = train(net, optimizer, batches, probes={"norm": weight_norm})
         >>> len(history.loss), len(history["norm"]), bool((np.diff(history["norm"]) > 0).all())
         (30, 31, True)
+
     """
     _check(len(batches), every, schedule)
     recorder, losses, diverged_at = _Recorder(model, probes or {}), list[float](), None
@@ -125,7 +128,7 @@ def train(
         if not math.isfinite(losses[-1]):
             diverged_at = t
             break
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if schedule is not None:
             follow(optimizer, schedule, t)
         if before_step is not None:

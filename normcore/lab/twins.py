@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normcore.equivalence import EquivalentSchedule
 from normcore.lab.probes import direction, trainable
 from normcore.lab.train import Batches, History, Probe, train
+from normcore.wd_free_run import EquivalentSchedule
 
 
 def run(
@@ -65,6 +65,7 @@ def run(
         >>> free = run(net, batches, schedule=nc.exponential_lr(0.1, 0.01, steps=20))
         >>> max_gap(decay["direction"], free["direction"]) < 1e-12
         True
+
     """
     given = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
     values = _options(given, len(batches), schedule)
@@ -94,9 +95,7 @@ def run(
     )
 
 
-def _options(
-    given: Mapping[str, ArrayLike | None], steps: int, schedule: EquivalentSchedule | None
-) -> dict[str, NDArray[np.float64]]:
+def _options(given: Mapping[str, ArrayLike | None], steps: int, schedule: EquivalentSchedule | None) -> dict[str, NDArray[np.float64]]:
     """One value of each option for each step."""
     if schedule is not None:
         excess = [name for name, value in given.items() if value is not None and np.any(value)]
@@ -122,6 +121,7 @@ def rounding_twin(net: nn.Module, seed: int = 0) -> nn.Module:
         >>> change = weight_vector(rounding_twin(net)) / weight_vector(net) - 1
         >>> bool(0 < change.abs().max() < 1e-15)
         True
+
     """
     twin = copy.deepcopy(net)
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first command makes; pip does the installing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export OMP_NUM_THREADS = 1
+.DEFAULT_GOAL := help
+.PHONY: help book test html store bite clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"normcore needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}; name another: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[book,test]"
+	@touch $@
+
+book: $(READY)  ## Execute every chapter (profile NORMCORE_PROFILE, default ci), render the book, print the scoreboard
+	@rm -rf _build/src && mkdir -p _build/src && cp -R book _config.yml _toc.yml _build/src/
+	$(BIN)/python -m normcore.bookkit.chapters execute _build/src
+	cd _build/src && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
+	@$(BIN)/python -m normcore.bookkit.scoreboard _build/src
+	@echo "Read it: $(CURDIR)/_build/html/index.html"
+
+html: $(READY)  ## Render the stored outputs only (seconds)
+	@rm -rf _build/src && mkdir -p _build/src && cp -R book _config.yml _toc.yml _build/src/
+	cd _build/src && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
+	@echo "Read it: $(CURDIR)/_build/html/index.html"
+
+test: $(READY)  ## Lint, types, unit and property tests, doctests, and every chapter against its stored outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --override-ini addopts= book
+
+store: $(READY)  ## Execute every chapter and store its outputs in canonical form
+	$(BIN)/python -m normcore.bookkit.chapters store
+
+bite: $(READY)  ## Plant faults one at a time and print which test catches each
+	$(BIN)/python tests/bite.py
+
+clean:  ## Remove what the other targets made, but for .venv
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""The chapters as they are stored."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from normcore.bookkit import chapters
+
+ROOT = Path(__file__).parent.parent
+PATHS = chapters.chapter_paths(ROOT)
+
+
+def test_every_file_of_the_contents_exists():
+    names = re.findall(r"file:\s*(\S+)", (ROOT / "_toc.yml").read_text())
+    missing = [
+        name
+        for name in names
+        if not any((ROOT / name).with_suffix(end).exists() for end in (".ipynb", ".md"))
+    ]
+    assert not missing
+    assert PATHS
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_chapter_is_in_canonical_form(path):
+    text = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    assert chapters.problems(notebook) == []
+    assert nbformat.writes(chapters.canonical(notebook)) + "\n" == text
+    assert len(text) <= chapters.LARGEST
+
+
+def test_all_chapters_share_one_set_up_cell():
+    cells = {
+        next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        for path in PATHS
+    }
+    assert len(cells) == 1
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_chapter_makes_claims_and_prose_cites_only_those(path):
+    notebook = nbformat.read(path, as_version=4)
+    recorded = {record.id for record in chapters.notebook_records(path)}
+    assert len(recorded) >= 8
+    prose = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    cited = set(re.findall(r"`([EIC]\d+/[a-z0-9-]+)`", prose))
+    assert cited <= recorded
+    assert len(prose.split()) > 1200
+
+
+def test_no_id_is_claimed_by_two_chapters():
+    ids = [record.id for path in PATHS for record in chapters.notebook_records(path)]
+    assert len(ids) == len(set(ids))

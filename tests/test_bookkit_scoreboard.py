@@ -1,0 +1,34 @@
+"""The scoreboard counts what the chapters stored."""
+
+import json
+
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from test_bookkit_chapters import write_book
+
+from normcore.bookkit.scoreboard import load_scoreboard, summary
+
+
+def stored(text):
+    """A notebook whose last cell printed this verdict table."""
+    cell = new_code_cell(
+        "bookkit.verdict_table()",
+        outputs=[new_output("execute_result", {"text/plain": text}, execution_count=1)],
+    )
+    return new_notebook(cells=[cell])
+
+
+def test_rows_take_the_weakest_verdict(tmp_path):
+    write_book(
+        tmp_path,
+        one=stored("E1/a | < | 1 | held | s\nC7/b | >= | 10 | did not reproduce | s"),
+        two=stored("C7/c | > | 3 | held | s"),
+    )
+    (tmp_path / "book" / "claims.json").write_text(
+        json.dumps({"paper": {"E1": "first", "C7": "second", "I1": "third"}})
+    )
+    scoreboard = load_scoreboard(tmp_path)
+    assert [row.verdict for row in scoreboard["paper"]] == ["held", "did not reproduce", "not yet tested"]
+    assert [stem for stem, _ in scoreboard["paper"][1].checks] == ["one", "two"]
+    assert summary(scoreboard) == (
+        "3 checks of 2 claims: 2 held, 1 did not reproduce; 1 of the papers' 3 claims are not yet tested."
+    )

@@ -1,0 +1,85 @@
+"""The project as a whole: requirements in one place, a light import, honest pages."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import normcore
+
+ROOT = Path(__file__).parent.parent
+
+LIGHT = """
+import socket, sys, time
+import torch, numpy
+def refuse(*a, **k): raise AssertionError("a connection was opened")
+socket.socket.connect = refuse
+start = time.perf_counter()
+import normcore
+print(time.perf_counter() - start)
+heavy = {"sympy", "matplotlib", "sklearn", "scipy", "torchvision", "tqdm", "nbformat"} & set(sys.modules)
+assert not heavy - set(BEFORE), heavy
+"""
+
+
+def test_import_is_light():
+    code = LIGHT.replace("import torch, numpy", "import torch, numpy\nBEFORE = list(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 0.5
+
+
+def test_environment_takes_its_requirements_from_pyproject():
+    text = (ROOT / "environment.yml").read_text()
+    assert '-e ".[book,test]"' in text and "conda-forge" in text
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"lab", "book", "test"} <= set(extras)
+    listed = re.findall(r"^\s+- ([a-z]+)", text.split("dependencies:")[1], re.MULTILINE)
+    assert listed == ["python", "pip", "pip"]  # conda brings these, and pip the rest
+
+
+def test_every_requirement_has_its_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = [") : text.index("[tool.setuptools")]
+    requirements = [
+        line for line in block.splitlines() if line.startswith('  "') and "torch-normcore[" not in line
+    ]
+    assert len(requirements) > 10 and all("#" in line for line in requirements)
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "book" / "api.md").read_text()
+    documented = set(re.findall(r"auto(?:function|class|exception):: (\w+)", page))
+    from normcore import bookkit, lab
+
+    public = {*normcore.__all__, *lab.__all__, *bookkit.__all__} - {"plots", "ToyRun", "current_profile"}
+    assert public <= documented
+
+
+def test_the_scoreboard_has_every_row_of_the_three_papers():
+    from normcore.bookkit.claims import ROWS
+
+    papers = json.loads((ROOT / "book" / "claims.json").read_text())
+    assert {row for rows in papers.values() for row in rows} == ROWS
+
+
+def test_make_help_lists_every_target():
+    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("book", "test", "html", "store", "bite"):
+        assert f"make {target}" in result.stdout
+
+
+def test_an_old_python_is_told_so(tmp_path):
+    fake = tmp_path / "python3"
+    pretend = "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])"
+    fake.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{pretend}' \"$2\"\n")
+    fake.chmod(0o755)
+    result = subprocess.run(
+        ["make", "-B", ".venv/.ready", f"PYTHON={fake}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0 and "normcore needs Python 3.11 or newer" in result.stderr and "3.9" in result.stderr
