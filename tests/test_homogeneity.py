@@ -111,3 +111,9 @@ def test_runs_inside_a_forward_pre_hook():
     net(INPUTS[0][0])
     handle.remove()
     assert found == [{"norm1": [1], "norm2": [1]}]
+
+
+def test_degrees_of_a_model_in_eval_mode_are_those_of_training():
+    layers = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.LayerNorm(8)
+    net = nn.Sequential(*layers).double().eval()
+    assert nc.norm_input_degrees(net, [[net[0].weight]], INPUTS) == {"1": [1], "3": [0]}

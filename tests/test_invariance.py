@@ -90,6 +90,13 @@ def test_conv_nets(norm):
     assert "yes" not in {found[name] for name in ("1.weight", "1.bias", "4.weight", "4.bias", "8.bias")}
 
 
+def test_a_model_in_eval_mode_is_tested_with_batch_statistics():
+    batch = classifier_batch(16, 1, 8, 8)
+    assert verdicts(conv_net(nn.BatchNorm2d).eval(), batch) == verdicts(
+        conv_net(nn.BatchNorm2d).train(), batch
+    )
+
+
 def test_control_without_norm_nothing_is_invariant():
     assert "yes" not in verdicts(conv_net(lambda n: nn.Identity()), classifier_batch(16, 1, 8, 8)).values()
 
