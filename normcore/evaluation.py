@@ -22,7 +22,8 @@ def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
     values = [t.detach().clone() for t in tensors]
     grads = [(p, p.grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=_cuda_devices(tensors)):
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    with torch.random.fork_rng(devices=_cuda_devices()):
         try:
             if train is not None:
                 model.train(train)
@@ -35,11 +36,14 @@ def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
                 parameter.grad = grad
             for module, training in modes:
                 module.training = training
+            for module, buffers in registered:  # a forward pass may put new tensors in their place
+                module._buffers.clear()
+                module._buffers.update(buffers)
 
 
-def _cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
-    """The CUDA devices whose random state a forward pass could move."""
-    return sorted({t.device.index or 0 for t in tensors if t.is_cuda})
+def _cuda_devices() -> list[int]:
+    """The CUDA devices in use: torch.manual_seed seeds them all, the model's or not."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def flat_output(output: Any) -> Tensor:

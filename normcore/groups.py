@@ -8,7 +8,7 @@ from normcore.invariance import InvarianceReport
 
 
 def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> list[dict[str, Any]]:
-    """Make parameter groups: tensors invariant alone, each group invariant jointly, and the rest.
+    """Make parameter groups: tensors invariant alone (with inert ones, such as biases in front of a BatchNorm), each group invariant jointly, and the rest.
 
     Args:
         model: the model of the report.
@@ -34,8 +34,10 @@ def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> 
     if set(parameters) != set(report.tensors):
         odd = sorted(set(parameters) ^ set(report.tensors))
         raise ValueError(f"report must be of this model, got one that differs in {odd}")
-    sets = {"scale_invariant": report.invariant}
-    taken = set(report.invariant)
+    # an inert bias in front of a norm must keep the scale of its weight, or their sum would have none
+    alone = [*report.invariant, *report.inert] if report.invariant else []
+    sets = {"scale_invariant": alone}
+    taken = set(alone)
     for name, verdict in report.groups.items():
         if verdict.verdict == "yes" and not taken & set(verdict.names):
             sets[name] = list(verdict.names)

@@ -29,11 +29,15 @@ NATURAL = 0.5
 
 @dataclass(frozen=True)
 class TensorVerdict:
-    """The verdict on one tensor, its defect and its cosine; each is NaN where it has no effect."""
+    """The verdict on one tensor, its defect and its cosine; each is NaN where it has no effect.
+
+    `inert` says that no value of it matters in train mode, like that of a bias in front of a BatchNorm.
+    """
 
     verdict: str
     defect: float
     cosine: float
+    inert: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class InvarianceReport:
     def invariant(self) -> list[str]:
         """Names of the tensors that are scale-invariant alone."""
         return [name for name, verdict in self.tensors.items() if verdict.verdict == "yes"]
+
+    @property
+    def inert(self) -> list[str]:
+        """Names of the tensors whose values do not matter in train mode."""
+        return [name for name, verdict in self.tensors.items() if verdict.inert]
 
     def __str__(self) -> str:
         """A table."""
@@ -122,7 +131,10 @@ def scale_invariance(
             together = {key: [parameters[n] for n in group] for key, group in names.items()}
             joint_there = _defects(evaluate, together, seed + 1)
         joint_here = _defects(evaluate, together, seed)
-    tensors = {n: TensorVerdict(*_verdict(c, here[n], there[n]), c) for n, c in cosines.items()}
+    tensors = {
+        n: TensorVerdict(*_verdict(c, here[n], there[n]), c, inert=math.isnan(there[n]))
+        for n, c in cosines.items()
+    }
     joint = {
         key: JointVerdict(tuple(group), *_verdict(0.0, joint_here[key], joint_there[key]))
         for key, group in names.items()

@@ -38,3 +38,21 @@ def test_random_like_has_the_norm_and_its_own_generator():
     draws = random_like([torch.ones(3), torch.ones(2, 2)], 5.0, seed=1)
     assert joint_norm(draws) == pytest.approx(5.0, rel=1e-6)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_reassigned_buffer_is_put_back():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(2))
+
+        def forward(self, x):
+            self.mean = self.mean + x.mean(0)
+            return x
+
+    model = Average()
+    before = model.mean
+    with untouched(model, train=True):
+        model(torch.ones(4, 2))
+        assert model.mean.tolist() == [1.0, 1.0]
+    assert model.mean is before and before.tolist() == [0.0, 0.0]

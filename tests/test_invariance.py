@@ -209,6 +209,17 @@ def test_pre_norm_transformer_is_invariant_jointly():
     assert alone.groups["stream"].verdict == "yes" and alone.groups["part"].verdict == "no"
 
 
+def test_zero_biases_are_found_in_the_stream():
+    model = Block()
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(p)
+    report = nc.scale_invariance(model, cross_entropy, classifier_batch(16, 3, 5))
+    parts = ("embed", "attention.out_proj", "down")
+    stream = {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    assert [set(group.names) for group in report.groups.values()] == [stream]
+
+
 def test_control_without_the_final_norm_the_stream_is_not():
     report = nc.scale_invariance(Block(final_norm=False), cross_entropy, classifier_batch(16, 3, 5))
     assert not any("embed.weight" in group.names for group in report.groups.values())

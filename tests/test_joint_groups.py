@@ -21,8 +21,12 @@ class Ratio(nn.Module):
 
 def candidates(leave_out=()):
     model = Ratio()
-    evaluate = Evaluator(model, torch.rand(10, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), seed=0)
-    return candidate_groups(evaluate, {name: p for name, p in model.named_parameters() if name not in leave_out})
+    evaluate = Evaluator(
+        model, torch.rand(10, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), seed=0
+    )
+    return candidate_groups(
+        evaluate, {name: p for name, p in model.named_parameters() if name not in leave_out}
+    )
 
 
 def test_finds_the_set():

@@ -41,7 +41,9 @@ def with_values(net):
     return net
 
 
-@pytest.mark.parametrize(("norm", "activation"), list(itertools.product(["layer", "batch", "group"], ACTIVATIONS)))
+@pytest.mark.parametrize(
+    ("norm", "activation"), list(itertools.product(["layer", "batch", "group"], ACTIVATIONS))
+)
 def test_mlp(norm, activation):
     net = mlp((64, 16, 16, 10), norm=norm, activation=activation, dtype=torch.float64)
     assert defect(net) < 1e-6

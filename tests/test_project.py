@@ -82,4 +82,8 @@ def test_an_old_python_is_told_so(tmp_path):
         text=True,
         check=False,
     )
-    assert result.returncode != 0 and "normcore needs Python 3.11 or newer" in result.stderr and "3.9" in result.stderr
+    assert (
+        result.returncode != 0
+        and "normcore needs Python 3.11 or newer" in result.stderr
+        and "3.9" in result.stderr
+    )

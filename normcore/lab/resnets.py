@@ -21,7 +21,9 @@ MakeNorm = Callable[[int], nn.Module]
 class PreActivationBlock(nn.Module):
     """norm-ReLU-conv twice, beside a shortcut: the identity, or norm-ReLU-1x1 convolution."""
 
-    def __init__(self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool) -> None:
+    def __init__(
+        self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool
+    ) -> None:
         """Build the layers; `first` has a projection, and `bare` leaves out its norm."""
         super().__init__()
         self.norm1, self.conv1 = norm(fan_in), nn.Conv2d(fan_in, width, 3, stride, 1, bias=False)
@@ -39,7 +41,9 @@ class PreActivationBlock(nn.Module):
 class PostActivationBlock(nn.Module):
     """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm), ReLU."""
 
-    def __init__(self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool) -> None:
+    def __init__(
+        self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool
+    ) -> None:
         """Build the layers; a change of width or size needs a projection."""
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(fan_in, width, 3, stride, 1, bias=False), norm(width)

@@ -151,7 +151,9 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
 
 
-def _check(lr: float, weight_decay: float, norm: str, steps: int, dim: int, batch_size: int, runs: int) -> None:
+def _check(
+    lr: float, weight_decay: float, norm: str, steps: int, dim: int, batch_size: int, runs: int
+) -> None:
     """Refuse arguments that break their conditions."""
     if norm not in SCORE_GRADIENTS:
         raise ValueError(f"norm must be one of {sorted(SCORE_GRADIENTS)}, got {norm!r}")

@@ -95,7 +95,9 @@ def run(
     )
 
 
-def _options(given: Mapping[str, ArrayLike | None], steps: int, schedule: EquivalentSchedule | None) -> dict[str, NDArray[np.float64]]:
+def _options(
+    given: Mapping[str, ArrayLike | None], steps: int, schedule: EquivalentSchedule | None
+) -> dict[str, NDArray[np.float64]]:
     """One value of each option for each step."""
     if schedule is not None:
         excess = [name for name, value in given.items() if value is not None and np.any(value)]
