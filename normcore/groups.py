@@ -8,15 +8,19 @@ from normcore.invariance import InvarianceReport
 
 
 def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> list[dict[str, Any]]:
-    """Make parameter groups: tensors invariant alone (with inert ones, such as biases in front of a BatchNorm), each group invariant jointly, and the rest.
+    """Make parameter groups: tensors invariant alone, each group invariant jointly, and the rest.
+
+    Inert tensors, such as biases in front of a BatchNorm, go with the first. Joint groups of gains and shifts
+    alone (a BatchNorm in front of another) stay with the rest: nobody decays them, and eval mode tells them apart.
 
     Args:
         model: the model of the report.
         report: from `scale_invariance`.
-        **options: hyper-parameters to put into every group (lr, weight_decay, momentum, ...); change single groups afterwards.
+        **options: hyper-parameters to put into every group (lr, weight_decay, momentum, ...).
 
     Returns:
-        Dicts with "params", "name" and "scale_invariant" (True for all but the last), every trainable parameter in exactly one; empty groups are left out.
+        Dicts with "params", "name" and "scale_invariant" (True for all but the last), every trainable
+        parameter in exactly one; empty groups are left out.
 
     Raises:
         ValueError: the report is of another model.
@@ -25,7 +29,8 @@ def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> 
         >>> import torch
         >>> from normcore.invariance import scale_invariance
         >>> net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
-        >>> report = scale_invariance(net, nn.functional.cross_entropy, (torch.randn(16, 4), torch.randint(2, (16,))))
+        >>> batch = torch.randn(16, 4), torch.randint(2, (16,))
+        >>> report = scale_invariance(net, nn.functional.cross_entropy, batch)
         >>> [(g["name"], g["scale_invariant"], len(g["params"])) for g in param_groups(net, report, lr=0.1)]
         [('scale_invariant', True, 1), ('rest', False, 4)]
 
@@ -39,7 +44,8 @@ def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> 
     sets = {"scale_invariant": alone}
     taken = set(alone)
     for name, verdict in report.groups.items():
-        if verdict.verdict == "yes" and not taken & set(verdict.names):
+        has_matrix = any(parameters[n].dim() > 1 for n in verdict.names)
+        if verdict.verdict == "yes" and has_matrix and not taken & set(verdict.names):
             sets[name] = list(verdict.names)
             taken |= set(verdict.names)
     groups: list[dict[str, Any]] = [

@@ -1,6 +1,7 @@
 """Search for sets of tensors that are scale-invariant only together.
 
-Column i of R is the derivative of the outputs along W_i, R_i = d f(e^s W_i) / ds. A set is jointly invariant when its columns sum to zero, so we look for 0/1 vectors d with R d = 0.
+Column i of R is the derivative of the outputs along W_i, R_i = d f(e^s W_i) / ds. A set is jointly invariant
+when its columns sum to zero, so we look for 0/1 vectors d with R d = 0.
 """
 
 from collections.abc import Mapping

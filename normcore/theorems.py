@@ -165,8 +165,9 @@ def texp_plus_plus(
     if schedule.corrections:
         step = min(schedule.corrections)
         raise ValueError(
-            f"lr, weight_decay and momentum must keep x_t > 0 without corrections, but the gauge needs one before step {step}: "
-            "lr*weight_decay exceeds (1-sqrt(momentum))^2 there; use equivalent_schedule, which lists the corrections"
+            "lr, weight_decay and momentum must keep x_t > 0 without corrections, but the gauge needs one "
+            f"before step {step}: lr*weight_decay exceeds (1-sqrt(momentum))^2, or the two peak at different "
+            "times; use equivalent_schedule, which lists the corrections"
         )
     return schedule
 
