@@ -13,7 +13,7 @@ help:  ## Show this list
 $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"normcore needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}; name another: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[book,test]"
 	@touch $@
 
@@ -34,7 +34,7 @@ test: $(READY)  ## Lint, types, unit and property tests, doctests, and every cha
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --override-ini addopts= book
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=300 --override-ini addopts= book
 
 store: $(READY)  ## Execute every chapter and store its outputs in canonical form
 	$(BIN)/python -m normcore.bookkit.chapters store

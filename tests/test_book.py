@@ -32,6 +32,11 @@ def test_a_chapter_is_in_canonical_form(path):
     assert len(text) <= chapters.LARGEST
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_is_stored_was_made_in_the_default_profile(path):
+    assert chapters.notebook_profile(path) in ("ci", "")  # empty: stored before profiles were
+
+
 def test_all_chapters_share_one_set_up_cell():
     cells = {
         next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")

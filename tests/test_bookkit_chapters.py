@@ -47,6 +47,40 @@ def test_execute_names_the_claim_that_fails_and_goes_on(tmp_path, capsys):
     assert not (tmp_path / "out" / "book" / "bad.ipynb").exists()
 
 
+def test_a_kernel_that_dies_fails_its_chapter_alone(tmp_path, capsys):
+    write_book(tmp_path, dead=chapter("import os; os._exit(1)"), good=chapter("1"))
+    assert not chapters.execute_all(tmp_path, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "FAILED  dead" in printed and "DeadKernelError" in printed and "ok      good" in printed
+
+
+def test_a_cell_that_hangs_fails_its_chapter(monkeypatch, tmp_path):
+    monkeypatch.setattr(chapters, "CELL_TIMEOUT", 2)
+    outcome = chapters.execute_notebook(chapter("import time; time.sleep(60)"), tmp_path)
+    assert outcome.error.startswith("CellTimeoutError") and outcome.seconds < 50
+
+
+def test_the_tally_tells_what_did_not_reproduce(tmp_path, capsys):
+    code = """from normcore.bookkit import not_reproduced
+claim("E1/x", 1, "<", 2)
+not_reproduced("E1/y", 1, ">", 2)"""
+    write_book(tmp_path, mixed=chapter(code))
+    assert chapters.execute_all(tmp_path, tmp_path / "out")
+    assert "1 claims held, 1 did not reproduce" in capsys.readouterr().out
+    assert chapters.notebook_profile(tmp_path / "out" / "book" / "mixed.ipynb") == "ci"
+
+
+def test_check_names_the_chapter_and_its_fault(tmp_path, monkeypatch, capsys):
+    write_book(tmp_path, one=chapter("plot();"))
+    monkeypatch.chdir(tmp_path)
+    assert chapters.main(["check"]) == 1
+    printed = capsys.readouterr().out
+    assert "one: cell 2: ends in a semicolon" in printed and "one: not in canonical form" in printed
+    notebook = chapters.canonical(chapter("1"))
+    (tmp_path / "book" / "one.ipynb").write_text(nbformat.writes(notebook) + "\n")
+    assert chapters.main(["check"]) == 0 and capsys.readouterr().out == ""
+
+
 def test_canonical_form_is_a_fixed_point():
     notebook = chapter("1 + 1")
     notebook.metadata["signature"] = "x"
@@ -58,28 +92,6 @@ def test_canonical_form_is_a_fixed_point():
         "kernelspec",
         "language_info",
     }
-
-
-def test_problems_names_each_fault():
-    notebook = chapters.canonical(
-        chapter("plot();", "class A: pass", "\n".join(["x = 1"] * 26), "loss.backward()")
-    )
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", name="stderr", text="warning")]
-    notebook.cells[3].outputs = [nbformat.v4.new_output("display_data", {"text/plain": "<A at 0x7f00>"})]
-    notebook.cells[4].execution_count = None
-    found = "\n".join(chapters.problems(notebook))
-    for fault in (
-        "counts are not 1, 2",
-        "ends in a semicolon",
-        "defines a class",
-        "26 lines",
-        "training loop",
-        "stderr",
-        "an address",
-    ):
-        assert fault in found
-    frame = "\n".join(chapters.problems(chapters.canonical(new_notebook(cells=[new_code_cell("1")]))))
-    assert "not the set-up cell" in frame and "not bookkit.verdict_table()" in frame
 
 
 def test_unknown_command_prints_the_usage(capsys):

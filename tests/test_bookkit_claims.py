@@ -58,6 +58,20 @@ def test_a_result_that_does_not_reproduce_is_recorded_and_guarded():
         not_reproduced("C7/other", 12.0, ">=", 10.0)
 
 
+def test_nan_is_no_measurement_and_so_no_verdict():
+    with pytest.raises(ClaimError, match="claim C7/twelve has no measured value: nan >= 10"):
+        not_reproduced("C7/twelve", math.nan, ">=", 10.0)
+    assert verdict_table().records == []
+
+
+@pytest.mark.parametrize("source", ["a | b", "two\nlines"])
+def test_a_source_that_would_not_read_back_is_refused(source):
+    with pytest.raises(ValueError, match="source must be one line without ' | '"):
+        claim("E1/x", 1.0, "<", 2.0, source=source)
+    claim("E1/x", 1.0, "<", 2.0, source="|w| of Lemma 1.3")
+    assert parse_records(repr(verdict_table())) == verdict_table().records
+
+
 def test_restrictions():
     claim("C7/four", 4.0, "in", (3, 5), restriction="at depth 1")
     assert verdict_table().records[0].verdict == "held with a restriction"

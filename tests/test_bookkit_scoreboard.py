@@ -8,25 +8,26 @@ from test_bookkit_chapters import write_book
 from normcore.bookkit.scoreboard import load_scoreboard, summary
 
 
-def stored(text):
+def stored(text, **metadata):
     """A notebook whose last cell printed this verdict table."""
     cell = new_code_cell(
         "bookkit.verdict_table()",
         outputs=[new_output("execute_result", {"text/plain": text}, execution_count=1)],
     )
-    return new_notebook(cells=[cell])
+    return new_notebook(cells=[cell], metadata={"normcore": metadata} if metadata else {})
 
 
 def test_rows_take_the_weakest_verdict(tmp_path):
     write_book(
         tmp_path,
-        one=stored("E1/a | < | 1 | held | s\nC7/b | >= | 10 | did not reproduce | s"),
+        one=stored("E1/a | < | 1 | held | s\nC7/b | >= | 10 | did not reproduce | s", profile="full"),
         two=stored("C7/c | > | 3 | held | s"),
     )
     (tmp_path / "book" / "claims.json").write_text(
         json.dumps({"paper": {"E1": "first", "C7": "second", "I1": "third"}})
     )
     scoreboard = load_scoreboard(tmp_path)
+    assert scoreboard["paper"][0].profiles == {"one": "full", "two": ""}
     assert [row.verdict for row in scoreboard["paper"]] == ["held", "did not reproduce", "not yet tested"]
     assert [stem for stem, _ in scoreboard["paper"][1].checks] == ["one", "two"]
     assert summary(scoreboard) == (

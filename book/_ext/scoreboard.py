@@ -50,8 +50,15 @@ def _checks(row) -> str:
             f"`{record.id.split('/')[1]}` {record.relation} {record.bound}".replace("<", "&lt;")
         )
     return "; ".join(
-        f"[chapter {int(stem[:2])}]({stem}.ipynb): {', '.join(checks)}" for stem, checks in chapters.items()
+        f"[chapter {int(stem[:2])}]({stem}.ipynb){_profile(row, stem)}: {', '.join(checks)}"
+        for stem, checks in chapters.items()
     )
+
+
+def _profile(row, stem) -> str:
+    """The profile in which a chapter was executed, in brackets."""
+    name = row.profiles.get(stem)
+    return f" ({name})" if name else ""
 
 
 def setup(app):

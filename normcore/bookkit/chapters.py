@@ -1,7 +1,8 @@
 """Execute the chapters, store them in one canonical form, and check that form.
 
-python -m normcore.bookkit.chapters execute DEST   executes every chapter of _toc.yml into DEST, the tree
-stays as it is python -m normcore.bookkit.chapters store          executes them and writes the outputs back
+python -m normcore.bookkit.chapters execute DEST   executes every chapter of _toc.yml into DEST
+python -m normcore.bookkit.chapters store          executes them and writes the outputs back
+python -m normcore.bookkit.chapters check          names what is wrong with the stored ones
 """
 
 import concurrent.futures
@@ -17,9 +18,11 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from normcore.bookkit.claims import Record, parse_records
+from normcore.bookkit.claims import VERDICTS, Record, parse_records
+from normcore.bookkit.faults import problems
+from normcore.bookkit.profile import current_profile
 
 Notebook = Any  # nbformat's NotebookNode has no types
 
@@ -61,6 +64,9 @@ def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
         client.execute()
     except CellExecutionError as error:
         return Outcome(time.perf_counter() - start, f"{error.ename}: {error.evalue}")
+    except (CellTimeoutError, DeadKernelError) as error:
+        return Outcome(time.perf_counter() - start, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    notebook.metadata["normcore"] = {"profile": current_profile().name}
     return Outcome(time.perf_counter() - start)
 
 
@@ -68,7 +74,8 @@ def canonical(notebook: Notebook) -> Notebook:
     """The notebook in the one form that is stored: a diff then shows only what changed."""
     notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    own = {"normcore": notebook.metadata["normcore"]} if "normcore" in notebook.metadata else {}
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}, **own}
     count = 0
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i:03d}"
@@ -102,69 +109,31 @@ def notebook_records(path: Path) -> list[Record]:
     return parse_records(verdict_text(nbformat.read(path, as_version=4)))
 
 
-def problems(notebook: Notebook) -> list[str]:
-    """What keeps a notebook from being a stored chapter:
-
-    Unexecuted cells, errors, warnings, addresses, long cells, a wrong frame.
-    """
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    found = (
-        []
-        if [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-        else ["execution counts are not 1, 2, ..."]
-    )
-    if not cells or not cells[0].source.rstrip().endswith("profile = bookkit.setup()"):
-        found.append("the first code cell is not the set-up cell")
-    if not cells or cells[-1].source.strip() != "bookkit.verdict_table()":
-        found.append("the last code cell is not bookkit.verdict_table()")
-    for number, cell in enumerate(cells, 1):
-        found += [
-            f"cell {number}: {problem}"
-            for problem in (*_source_problems(cell.source), *_output_problems(cell.outputs))
-        ]
-    return found
+def notebook_profile(path: Path) -> str:
+    """The profile a chapter was executed in; empty where it is not stored."""
+    return str(nbformat.read(path, as_version=4).metadata.get("normcore", {}).get("profile", ""))
 
 
-def _source_problems(source: str) -> Iterable[str]:
-    """Faults of a cell's code."""
-    lines = source.splitlines()
-    if len(lines) > 25:
-        yield f"{len(lines)} lines, more than 25"
-    if lines and lines[-1].rstrip().endswith(";"):
-        yield "ends in a semicolon"
-    if re.search(r"^\s*class ", source, re.MULTILINE):
-        yield "defines a class"
-    if len(re.findall(r"^\s*def ", source, re.MULTILINE)) > 2:
-        yield "defines more than two functions"
-    if ".backward()" in source:
-        yield "holds a training loop"
+def tally(records: Iterable[Record]) -> str:
+    """How many claims held, and how many did not reproduce if any."""
+    verdicts = [record.verdict for record in records]
+    failed = verdicts.count(VERDICTS[-1])
+    return f"{len(verdicts) - failed} claims held" + (f", {failed} did not reproduce" if failed else "")
 
 
-def _output_problems(outputs: Iterable[Any]) -> Iterable[str]:
-    """Faults of a cell's outputs."""
-    for output in outputs:
-        if output.output_type == "error":
-            yield f"stored error {output.ename}"
-        if output.output_type == "stream" and output.name == "stderr":
-            yield f"stderr: {output.text[:80]!r}"
-        data = output.get("data", {})
-        if any("widget" in kind for kind in data):
-            yield "widget output"
-        if re.search(r"\bat 0x[0-9a-f]+", str(data.get("text/plain", "")) + str(output.get("text", ""))):
-            yield "an address in the output"
-
-
-def _execute_one(path: Path, target: Path) -> tuple[Path, Outcome, int]:
-    """Execute a chapter and write it to the target in canonical form."""
+def _execute_one(path: Path, target: Path) -> tuple[Path, Outcome, str]:
+    """Execute a chapter, write it to the target in canonical form, and tally its claims."""
     notebook = nbformat.read(path, as_version=4)
     outcome = execute_notebook(notebook, path.parent)
+    claims = ""
     if outcome.error is None:
+        claims = tally(parse_records(verdict_text(notebook)))
         target.parent.mkdir(parents=True, exist_ok=True)
         text = nbformat.writes(canonical(notebook)) + "\n"
         scratch = target.with_suffix(".part")
         scratch.write_text(text)
         scratch.replace(target)
-    return path, outcome, len(verdict_text(notebook).splitlines())
+    return path, outcome, claims
 
 
 def execute_all(root: Path, destination: Path) -> bool:
@@ -176,10 +145,27 @@ def execute_all(root: Path, destination: Path) -> bool:
         for job in concurrent.futures.as_completed(jobs):
             path, outcome, claims = job.result()
             if outcome.error is None:
-                print(f"ok      {path.stem:28} {outcome.seconds:6.1f} s  {claims} claims held", flush=True)
+                print(f"ok      {path.stem:28} {outcome.seconds:6.1f} s  {claims}", flush=True)
             else:
                 good = False
                 print(f"FAILED  {path.stem:28} {outcome.seconds:6.1f} s  {outcome.error}", flush=True)
+    return good
+
+
+def check_all(root: Path) -> bool:
+    """Print what keeps each chapter from its canonical form; True when nothing does."""
+    good = True
+    for path in chapter_paths(root):
+        text = path.read_text(encoding="utf-8")
+        notebook = nbformat.reads(text, as_version=4)
+        found = problems(notebook)
+        if nbformat.writes(canonical(notebook)) + "\n" != text:
+            found.append("not in canonical form; `make store` writes it")
+        if len(text) > LARGEST:
+            found.append(f"{len(text)} bytes, more than {LARGEST}")
+        for problem in found:
+            good = False
+            print(f"{path.stem}: {problem}", flush=True)
     return good
 
 
@@ -190,6 +176,8 @@ def main(arguments: list[str]) -> int:
         return 0 if execute_all(root, root) else 1
     if arguments[:1] == ["execute"] and len(arguments) == 2:
         return 0 if execute_all(root, Path(arguments[1])) else 1
+    if arguments == ["check"]:
+        return 0 if check_all(root) else 1
     print(__doc__)
     return 2
 

@@ -20,6 +20,7 @@ RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "in": lambda value, bound: bound[0] <= value <= bound[1],
 }
+SEPARATOR = " | "
 VERDICTS = ("held", "held with a restriction", "did not reproduce")
 ROWS = {*(f"E{i}" for i in range(1, 16)), *(f"I{i}" for i in range(1, 13)), *(f"C{i}" for i in range(1, 11))}
 
@@ -92,13 +93,18 @@ def claim(
 
 
 def not_reproduced(id: str, value: SupportsFloat, relation: str, bound: Any, *, source: str = "") -> None:
-    """Record that a paper's relation does not hold here: a result too. Raises ClaimError if it holds after all.
+    """Record that a paper's relation does not hold here: a result too.
+
+    Raises:
+        ClaimError: it holds after all, or the value is NaN, which is no measurement.
 
     Example:
         >>> not_reproduced("C7/twelve", 4.0, ">=", 10.0, source="an example")
 
     """
     number = _checked(id, value, relation)
+    if math.isnan(number):
+        raise ClaimError(f"claim {id} has no measured value: nan {relation} {bound}")
     if _holds(number, relation, bound):
         raise ClaimError(
             f"claim {id} was expected not to reproduce, but holds: {number:.6g} {relation} {bound}"
@@ -127,6 +133,8 @@ def _text(bound: Any) -> str:
 
 def _record(record: Record) -> None:
     """Keep a record; the same claim may be checked again, not another one under its id."""
+    if SEPARATOR in record.source or "\n" in record.source:
+        raise ValueError(f"source must be one line without {SEPARATOR!r}, got {record.source!r}")
     if _records.setdefault(record.id, record) != record:
         raise ValueError(f"id must be new, got {record.id!r}, which was recorded as {_records[record.id]}")
 
@@ -143,7 +151,9 @@ class VerdictTable:
 
     def __repr__(self) -> str:
         """One line a claim, fields separated by ' | '; `bookkit.scoreboard` reads it back."""
-        return "\n".join(" | ".join([r.id, r.relation, r.bound, r.verdict, r.source]) for r in self.records)
+        return "\n".join(
+            SEPARATOR.join([r.id, r.relation, r.bound, r.verdict, r.source]) for r in self.records
+        )
 
     def _repr_html_(self) -> str:
         """A table."""
@@ -175,7 +185,7 @@ def parse_records(text: str) -> list[Record]:
     """
     records = []
     for line in filter(None, text.splitlines()):
-        fields = line.split(" | ")
+        fields = line.split(SEPARATOR)
         if len(fields) != 5 or fields[3] not in VERDICTS:
             raise ValueError(f"text must be a verdict table, got the line {line!r}")
         records.append(Record(*fields))

@@ -5,10 +5,11 @@ python -m normcore.bookkit.scoreboard ROOT    prints the summary of the book bel
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from normcore.bookkit.chapters import chapter_paths, notebook_records
+from normcore.bookkit.chapters import chapter_paths, notebook_profile, notebook_records
 from normcore.bookkit.claims import VERDICTS, Record
 
 NOT_TESTED = "not yet tested"
@@ -16,11 +17,15 @@ NOT_TESTED = "not yet tested"
 
 @dataclass(frozen=True)
 class Row:
-    """A claim of a paper with the checks made of it, as (chapter file stem, record)."""
+    """A claim of a paper with the checks made of it, as (chapter file stem, record).
+
+    profiles: chapter file stem -> profile in which its stored outputs were made.
+    """
 
     id: str
     text: str
     checks: tuple[tuple[str, Record], ...]
+    profiles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -32,12 +37,13 @@ class Row:
 def load_scoreboard(root: Path) -> dict[str, list[Row]]:
     """The rows by paper, from book/claims.json and the notebooks' stored verdict tables."""
     checks: dict[str, list[tuple[str, Record]]] = {}
+    profiles = {path.stem: notebook_profile(path) for path in chapter_paths(root)}
     for path in chapter_paths(root):
         for record in notebook_records(path):
             checks.setdefault(record.id.split("/")[0], []).append((path.stem, record))
     papers = json.loads((root / "book" / "claims.json").read_text(encoding="utf-8"))
     return {
-        paper: [Row(id, text, tuple(checks.get(id, ()))) for id, text in rows.items()]
+        paper: [Row(id, text, tuple(checks.get(id, ())), profiles) for id, text in rows.items()]
         for paper, rows in papers.items()
     }
 
