@@ -64,6 +64,16 @@ def test_the_scoreboard_has_every_row_of_the_three_papers():
     assert {row for rows in papers.values() for row in rows} == ROWS
 
 
+def test_launch_buttons_name_the_notebooks_once():
+    config = (ROOT / "_config.yml").read_text()
+    pages = re.findall(r"file:\s*(\S+)", (ROOT / "_toc.yml").read_text())
+    prefix = re.search(r"^  path_to_book:\s*(\S+)", config, re.MULTILINE)
+    for page in pages:
+        assert any(
+            (ROOT / (prefix[1] if prefix else "") / page).with_suffix(s).exists() for s in (".ipynb", ".md")
+        )
+
+
 def test_make_help_lists_every_target():
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("book", "test", "html", "store", "bite"):
