@@ -49,8 +49,9 @@ def _checks(row) -> str:
         chapters.setdefault(stem, []).append(
             f"`{record.id.split('/')[1]}` {record.relation} {record.bound}".replace("<", "&lt;")
         )
-    return "; ".join(
-        f"[chapter {int(stem[:2])}]({stem}.ipynb){_profile(row, stem)}: {', '.join(checks)}"
+    return " ".join(
+        f"[chapter {int(stem[:2])}]({stem}.ipynb){_profile(row, stem)} "
+        f"<details><summary>{len(checks)} checks</summary> {', '.join(checks)} </details>"
         for stem, checks in chapters.items()
     )
 
