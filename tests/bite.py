@@ -70,7 +70,7 @@ FAULTS = [
     ),
     (
         "buffer shift has the wrong sign",
-        "equivalence.py",
+        "wd_free_run.py",
         "- ratio * theta)",
         "+ ratio * theta)",
         EQUIVALENCE,
@@ -116,6 +116,28 @@ FAULTS = [
         "pass",
         EXP_LR,
     ),
+    (
+        "a zero gradient counts",
+        "invariance.py",
+        "if math.isnan(cosine) or math.isnan(largest)",
+        "if math.isnan(largest)",
+        INVARIANCE,
+    ),
+    (
+        "tested where it stands only",
+        "invariance.py",
+        "_verdict(c, here[n], there[n])",
+        "_verdict(c, here[n], here[n])",
+        INVARIANCE,
+    ),
+    (
+        "tested in eval mode",
+        "invariance.py",
+        "untouched(model, train=True)",
+        "untouched(model, train=False)",
+        INVARIANCE,
+    ),
+    ("gradients are not given back", "evaluation.py", "parameter.grad = grad", "pass", INVARIANCE),
 ]
 
 

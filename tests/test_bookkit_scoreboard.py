@@ -1,8 +1,11 @@
 """The scoreboard counts what the chapters stored."""
 
 import json
+import sys
+from pathlib import Path
 
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from sphinx.application import Sphinx
 from test_bookkit_chapters import write_book
 
 from normcore.bookkit.scoreboard import load_scoreboard, summary
@@ -33,3 +36,20 @@ def test_rows_take_the_weakest_verdict(tmp_path):
     assert summary(scoreboard) == (
         "3 checks of 2 claims: 2 held, 1 did not reproduce; 1 of the papers' 3 claims are not yet tested."
     )
+
+
+def test_the_page_opens_with_the_summary_and_shows_every_row(tmp_path, monkeypatch):
+    write_book(tmp_path, **{"02_one": stored("E1/a | < | 1 | held | s", profile="ci")})
+    (tmp_path / "book" / "claims.json").write_text(json.dumps({"A paper": {"E1": "first", "E2": "second"}}))
+    (tmp_path / "index.md").write_text("# Board\n\n```{scoreboard}\n```\n")
+    (tmp_path / "conf.py").write_text(
+        "extensions = ['myst_parser', 'scoreboard']\n"
+        "myst_enable_extensions = ['colon_fence']\nsuppress_warnings = ['myst']\nexclude_patterns = ['book']\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent / "book" / "_ext"), *sys.path])
+    out = tmp_path / "out"
+    Sphinx(str(tmp_path), str(tmp_path), str(out), str(out), "html", status=None, warning=None).build()
+    page = (out / "index.html").read_text()
+    assert page.index("1 checks of 1 claims") < page.index("A paper<") < page.index("<strong>E1</strong>")
+    assert "(ci)" in page
+    assert "not yet tested" in page and "<summary>1 check</summary>" in page

@@ -18,26 +18,21 @@ class Scoreboard(SphinxDirective):
         scoreboard = load_scoreboard(root)
         for path in (root / "book").glob("*.ipynb"):
             self.env.note_dependency(str(path))
-        lines = [f"**{summary(scoreboard)}**", ""]
-        for paper, rows in scoreboard.items():
-            lines += [
-                f"## {paper}",
-                "",
-                ":::{list-table}",
-                ":header-rows: 1",
-                ":widths: 7 48 27 18",
-                ":class: scoreboard",
-                "",
-            ]
-            lines += ["* - Claim", "  - What it says", "  - Checks", "  - Verdict"]
-            for row in rows:
-                lines += [f"* - **{row.id}**", f"  - {row.text}", f"  - {_checks(row)}", f"  - {row.verdict}"]
-            lines += [":::", ""]
-        node = nodes.Element()
+        lead = nodes.paragraph("", "", nodes.strong(text=summary(scoreboard)))
+        return [lead, *(self._section(paper, rows) for paper, rows in scoreboard.items())]
+
+    def _section(self, paper, rows):
+        """A paper's heading and table; a heading in parsed text would land before the summary."""
+        section = nodes.section("", nodes.title(text=paper), names=[nodes.fully_normalize_name(paper)])
+        self.state.document.note_implicit_target(section)
+        lines = [":::{list-table}", ":header-rows: 1", ":widths: 7 45 15 33", ":class: scoreboard", ""]
+        lines += ["* - Claim", "  - What it says", "  - Verdict", "  - Checks"]
+        for row in rows:
+            lines += [f"* - **{row.id}**", f"  - {row.text}", f"  - {row.verdict}", f"  - {_checks(row)}"]
         self.state.nested_parse(
-            StringList(lines, source="scoreboard"), self.content_offset, node, match_titles=True
+            StringList([*lines, ":::"], source="scoreboard"), self.content_offset, section
         )
-        return node.children
+        return section
 
 
 def _checks(row) -> str:
@@ -51,7 +46,7 @@ def _checks(row) -> str:
         )
     return " ".join(
         f"[chapter {int(stem[:2])}]({stem}.ipynb){_profile(row, stem)} "
-        f"<details><summary>{len(checks)} checks</summary> {', '.join(checks)} </details>"
+        f"<details><summary>{len(checks)} check{'s' * (len(checks) > 1)}</summary> {', '.join(checks)} </details>"
         for stem, checks in chapters.items()
     )
 

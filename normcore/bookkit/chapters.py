@@ -57,6 +57,7 @@ def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # no warning about local connections
         coalesce_streams=True,
     )
     start = time.perf_counter()
