@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 EQUIVALENCE = "test_equivalence.py test_theorems.py test_gauge.py"
 EXP_LR = "test_exp_lr.py test_group_gauge.py test_norm_scaling.py"
-INVARIANCE = "test_invariance.py test_homogeneity.py"
+INVARIANCE = "test_evaluation.py test_homogeneity.py test_invariance.py"
 FAULTS = [
     (
         "exponent wrong by one",

@@ -56,3 +56,13 @@ def test_a_reassigned_buffer_is_put_back():
         model(torch.ones(4, 2))
         assert model.mean.tolist() == [1.0, 1.0]
     assert model.mean is before and before.tolist() == [0.0, 0.0]
+
+
+def test_untouched_gives_gradients_back():
+    model = nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    before = model.weight.grad.clone()
+    with untouched(model):
+        model.weight.grad = None
+        model(torch.full((1, 2), 7.0)).sum().backward()
+    assert torch.equal(model.weight.grad, before)

@@ -254,6 +254,15 @@ def test_zero_gradients_are_undetermined():
     assert found["inner.weight"] == "undetermined" and found["head.weight"] == "no"
 
 
+def test_a_loss_without_gradient_determines_nothing():
+    """The outputs move with the weights, but no training step would."""
+    report = nc.scale_invariance(
+        conv_net(nn.BatchNorm2d), lambda out, _: 0.0 * out.sum(), classifier_batch(16, 1, 8, 8)
+    )
+    assert {verdict.verdict for verdict in report.tensors.values()} == {"undetermined"}
+    assert report.tensors["8.weight"].defect > 0.1
+
+
 def test_a_bias_in_front_of_batch_norm_is_undetermined():
     assert (
         verdicts(conv_net(nn.BatchNorm2d, bias=True), classifier_batch(16, 1, 8, 8))["0.bias"]
