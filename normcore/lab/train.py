@@ -152,4 +152,7 @@ def _check(steps: int, every: int, schedule: EquivalentSchedule | None) -> None:
 def _bar(batches: Batches, progress: bool | None) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches behind a progress bar that stays silent in notebooks and short runs."""
     shown = sys.stderr.isatty() if progress is None else progress
-    return tqdm(batches, disable=not shown, leave=False, delay=2.0 if progress is None else 0.0)
+    bar: Iterable[tuple[Tensor, Tensor]] = tqdm(
+        batches, disable=not shown, leave=False, delay=2.0 if progress is None else 0.0
+    )
+    return bar
