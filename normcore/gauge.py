@@ -69,19 +69,6 @@ def reset_threshold(momentum: float, lr: float, weight_decay: float, *, nesterov
     return 0.5 * math.sqrt(max(modulus_squared, 0.0))
 
 
-def positive_after_reset(lr: float, weight_decay: float, momentum: float, *, nesterov: bool) -> None:
-    """Raise ValueError unless the step keeps the weights on their side of the origin:
-
-    Alpha > 0 at kappa = 0.
-    """
-    factor = 1.0 + momentum if nesterov else 1.0
-    if not lr * weight_decay * factor < 1.0:
-        name = "1 - lr*weight_decay*(1+momentum)" if nesterov else "1 - lr*weight_decay"
-        raise ValueError(
-            f"weight_decay must keep {name} > 0, got {1.0 - lr * weight_decay * factor:g} at lr={lr:g}, weight_decay={weight_decay:g}"
-        )
-
-
 def growth_factor(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
     """The root alpha by which a constant schedule shrinks x_t each step; the rate grows by alpha^-2.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import EXACT, TRAJECTORY, VISIBLE
+from helpers import TRAJECTORY, VISIBLE
 from oracles import RandomLoss, decayed_run, direction_gap, free_run, texp_recursion
 
 import normcore as nc
@@ -125,7 +125,3 @@ def test_a_growing_rate_is_constant_weight_decay():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_exact_is_exact():
-    assert EXACT < TRAJECTORY < VISIBLE
