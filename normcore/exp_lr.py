@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normcore.group_gauge import GroupGauge
-from normcore.norm_scaling import NormScaling
+from normcore.norm_scaling import NormScaling, reshard
 from normcore.tags import check_supported, warn_if_not_invariant
 
 
@@ -31,6 +31,9 @@ class ExpLR:
     Attach it at any time, also in the middle of a run, with the optimizer between two steps. The gradients of
     converted weights are x_t times the ordinary ones: clip with `clip_grad_norm_` and `clip_grad_value_` of
     this object, not with torch's, whose threshold would be in the wrong units.
+
+    Under DDP and FSDP2 (`fully_shard`) attach it after wrapping, in all processes; the run is the one of a
+    single process. Names in its state are those of the `model` given.
 
     Args:
         optimizer: SGD or AdamW, with at least one group tagged `scale_invariant=True`.
@@ -185,6 +188,7 @@ class ExpLR:
         self._update_norms()
         if self.norms is not None:
             self.norms.close()
+            reshard(self.norms.model)
         for handle in self._handles:
             handle.remove()
 
@@ -205,13 +209,15 @@ class ExpLR:
 
     def _names(self, gauge: GroupGauge) -> list[str] | None:
         """The model's names of a group's parameters."""
-        if self.model is None:
+        if self.norms is None:
             return None
-        names = {p: name for name, p in self.model.named_parameters()}
-        return [names[p] for p in gauge.group["params"]]
+        return [self.norms.named[p] for p in gauge.group["params"]]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; load the model's and the optimizer's states too, in any order.
+
+        Except with `torch.distributed.checkpoint`, whose `set_state_dict` lets a fresh optimizer take a step: load
+        this state after it. It is the same in all processes.
 
         Raises:
             ValueError: the state is of another version or has other tagged groups.

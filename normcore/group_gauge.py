@@ -31,6 +31,15 @@ def is_degree_zero(group: dict[str, Any]) -> bool:
     return "betas" in group
 
 
+def multiply(tensors: list[Tensor], factor: float) -> None:
+    """Multiply in place, like with like: torch refuses lists that mix plain and sharded tensors."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
+    for same in kinds.values():
+        torch._foreach_mul_(same, factor)
+
+
 @torch.no_grad()
 def scale_buffers(optimizer: Optimizer, params: list[Tensor], factor: float) -> None:
     """Multiply each buffer of degree r of these parameters by factor^r."""
@@ -40,8 +49,7 @@ def scale_buffers(optimizer: Optimizer, params: list[Tensor], factor: float) -> 
         buffers = [
             optimizer.state[p][name] for p in params if optimizer.state.get(p, {}).get(name) is not None
         ]
-        if buffers:
-            torch._foreach_mul_(buffers, factor**degree)
+        multiply(buffers, factor**degree)
 
 
 @torch.no_grad()
@@ -186,7 +194,7 @@ class GroupGauge:
         scale_buffers(self.optimizer, params, alpha / before)
         if ratio != 0.0 or self.ratio != 0.0:
             shift_buffer(self.optimizer, params, alpha * self.x**2 * (self.ratio - ratio))
-        torch._foreach_mul_(params, 1.0 / alpha)
+        multiply(params, 1.0 / alpha)
 
     def rebase(self) -> None:
         """Bring x back into [1/2, 1) by powers of two: exact in binary floats, whatever the run."""
@@ -201,7 +209,7 @@ class GroupGauge:
 
         Theta~ shrinks by it, and every buffer of degree r grows by its power r.
         """
-        torch._foreach_mul_(self.group["params"], 1.0 / factor)
+        multiply(self.group["params"], 1.0 / factor)
         scale_buffers(self.optimizer, self.group["params"], factor)
         self.x *= factor
 

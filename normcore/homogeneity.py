@@ -70,14 +70,19 @@ def norm_input_degrees(
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
         for group in groups:
-            with torch.no_grad():
-                torch._foreach_mul_(list(group), 2.0)
+            _multiply(group, 2.0)
             doubled = _input_norms(model, call)
             for name in base:
                 degrees[name].append(_degree(name, doubled.get(name, []), base[name]))
-            with torch.no_grad():
-                torch._foreach_mul_(list(group), 0.5)
+            _multiply(group, 0.5)
     return degrees
+
+
+@torch.no_grad()
+def _multiply(tensors: Sequence[Tensor], factor: float) -> None:
+    """Multiply each tensor, sharded or not, in place."""
+    for tensor in tensors:
+        tensor.mul_(factor)
 
 
 @contextmanager

@@ -162,6 +162,8 @@ def _checked(model: nn.Module, batch: Any, groups: Mapping[str, Any] | None) -> 
     parameters = {name: p for name, p in parameters.items() if p.requires_grad}
     if not parameters:
         raise ValueError("model must have a trainable parameter, got none")
+    if any(hasattr(p, "full_tensor") for p in parameters.values()):
+        raise ValueError("model must have whole parameters, got sharded ones: test it before it is sharded")
     for key, names in (groups or {}).items():
         if isinstance(names, str) or not names:
             raise ValueError(f"groups must map to lists of names, got {names!r} for {key!r}")

@@ -11,10 +11,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normcore.group_gauge import GroupGauge
 from normcore.homogeneity import norm_input_degrees
+
+
+class Registered(Sequence[Tensor]):
+    """Some weights as the model has them at the moment: FSDP registers now the shards, now the whole weights."""
+
+    def __init__(self, model: nn.Module, params: Sequence[Tensor], named: Mapping[Tensor, str]) -> None:
+        """Hold the weights that the optimizer has, and the names of those that are the model's."""
+        self.model, self.params, self.named = model, params, named
+
+    def __len__(self) -> int:
+        """Count the weights."""
+        return len(self.params)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Look one up, by its name."""
+        param = self.params[index]
+        return self.model.get_parameter(self.named[param]) if param in self.named else param
 
 
 class NormScaling:
@@ -27,6 +44,7 @@ class NormScaling:
     def __init__(self, model: nn.Module, gauges: Sequence[GroupGauge]) -> None:
         """Wait for the model's first forward pass in train mode."""
         self.model, self.gauges = model, list(gauges)
+        self.named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.degrees: dict[str, list[int]] | None = None
         self.eps: dict[str, float | None] = {}
         self._scales: dict[str, float] = {}
@@ -38,7 +56,7 @@ class NormScaling:
             return
         self.close()
         if self.degrees is None:
-            groups = [gauge.group["params"] for gauge in self.gauges]
+            groups = [Registered(model, gauge.group["params"], self.named) for gauge in self.gauges]
             self.adopt(norm_input_degrees(model, groups, (args, kwargs)))
             self.update()
 
@@ -86,6 +104,14 @@ class NormScaling:
     def close(self) -> None:
         """Stop waiting."""
         self._handle.remove()
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop the whole weights that FSDP keeps after a forward pass: their shards have changed."""
+    for module in model.modules():
+        drop = getattr(module, "reshard", None)
+        if callable(drop) and hasattr(module, "unshard"):
+            drop()
 
 
 def scale_statistics(layer: nn.Module, ratio: float) -> None:
