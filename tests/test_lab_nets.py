@@ -1,166 +1,213 @@
-"""The scale-invariant recipe, for every combination, and what breaks it."""
+"""The scale-invariant recipe for plain nets, in every combination; what breaks it; the NTK net."""
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
+from scaling import change, defect, with_values
+from torch import nn
 
-from normcore.lab import cnn, mlp, preresnet, resnet, trainable
+from normcore.lab.nets import cnn, cnn1d, mlp, two_layer
+from normcore.lab.resnets import preresnet
 
-INPUTS = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SIGNALS = torch.randn(12, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+MLP = partial(mlp, (64, 16, 16, 10), dtype=torch.float64)
+CNN = partial(cnn, dtype=torch.float64)
+CNN1D = partial(cnn1d, dtype=torch.float64)
+NETS = {"mlp": (MLP, IMAGES), "cnn": (CNN, IMAGES), "cnn1d": (CNN1D, SIGNALS)}
+NORMS = ["layer", "batch", "group", "instance", "weight-standardised"]
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "identity"]
-IMAGE_NORMS = ["layer", "batch", "group", "instance"]
+FIXED = ["frozen", "etf"]
 
 
-def change(net, weights, factor):
-    """Relative change of the output when these weights are multiplied."""
-    x = INPUTS.to(weights[0].dtype)
-    with torch.no_grad():
-        before = net(x)
-        for p in weights:
-            p.mul_(factor)
-        after = net(x)
-        for p in weights:
-            p.div_(factor)
-    return float((after - before).norm() / before.norm())
+def possible(name, norm, activation, head):
+    """Instance norm needs pixels, and an activation behind it: see below."""
+    return norm != "instance" or (name != "mlp" and activation != "identity")
 
 
-def defect(net, factor=10.0):
-    """Relative change of the output when all trained weights are multiplied."""
-    return change(net, trainable(net), factor)
+ALL = [case for case in itertools.product(NETS, NORMS, ACTIVATIONS, FIXED) if possible(*case)]
 
 
-def with_values(net):
-    """Give affine parameters values other than 1 and 0."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in trainable(net):
-            if p.ndim == 1:
-                p.copy_(torch.rand(p.shape, generator=generator, dtype=p.dtype) + 0.5)
-    return net
+@pytest.mark.parametrize(("name", "norm", "activation", "head"), ALL)
+def test_ten_times_the_weights(name, norm, activation, head):
+    make, inputs = NETS[name]
+    net = make(norm=norm, activation=activation, head=head)
+    assert defect(net, inputs) < 1e-12
+    assert change(net, [net[-1].weight], 2.0, inputs) > 0.5  # the output is not just rounding
 
 
-@pytest.mark.parametrize(
-    ("norm", "activation"), list(itertools.product(["layer", "batch", "group"], ACTIVATIONS))
-)
-def test_mlp(norm, activation):
-    net = mlp((64, 16, 16, 10), norm=norm, activation=activation, dtype=torch.float64)
-    assert defect(net) < 1e-6
+@pytest.mark.parametrize(("name", "norm", "activation", "head"), ALL)
+def test_controls_a_trained_head_or_none_in_place_of_the_norm(name, norm, activation, head):
+    make, inputs = NETS[name]
+    assert defect(make(norm=norm, activation=activation, head="trained"), inputs) > 1e-2
+    assert defect(make(norm="none", activation=activation, head=head), inputs) > 1e-2
 
 
-IMAGE_CASES = [
-    case
-    for case in itertools.product(IMAGE_NORMS, ACTIVATIONS)
-    if case != ("instance", "identity")  # the mean over the image is then 0: see below
-]
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("norm", [n for n in NORMS if n != "instance"])
+def test_controls_a_gain_and_shift_or_a_large_eps(name, norm):
+    make, inputs = NETS[name]
+    assert defect(with_values(make(norm=norm, affine=True)), inputs) > 1e-2
+    assert defect(make(norm=norm, eps=1.0), inputs) > 1e-2
 
 
-@pytest.mark.parametrize(("norm", "activation"), IMAGE_CASES)
-def test_cnn(norm, activation):
-    assert defect(cnn(norm=norm, activation=activation, dtype=torch.float64)) < 1e-6
+@pytest.mark.parametrize("name", NETS)
+def test_control_a_bias_with_no_norm_behind_it(name):
+    make, inputs = NETS[name]
+    net = make()
+    net[-1].bias = nn.Parameter(torch.ones(10, dtype=torch.float64))
+    assert defect(net, inputs) > 1e-2
 
 
 def test_instance_norm_without_an_activation_has_nothing_left_to_average():
-    net = cnn(norm="instance", activation="identity", dtype=torch.float64)
-    assert float(net(INPUTS).detach().abs().max()) < 1e-12
+    for make, inputs in (CNN, IMAGES), (CNN1D, SIGNALS):
+        assert float(make(norm="instance", activation="identity")(inputs).detach().abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize(
-    ("make", "norm", "depth"),
-    list(itertools.product([preresnet, resnet], IMAGE_NORMS, [8, 14, 20])),
-)
-def test_residual_nets(make, norm, depth):
-    assert defect(make(depth, width=4, norm=norm, dtype=torch.float64)) < 1e-6
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("norm", ["batch", "weight-standardised"])
+def test_each_weight_is_invariant_alone(name, norm):
+    make, inputs = NETS[name]
+    net = make(norm=norm)
+    assert max(change(net, [p], 3.0, inputs) for p in net.parameters() if p.requires_grad) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        lambda **dtype: preresnet(8, norm_shortcut=False, **dtype),
-        lambda **dtype: resnet(8, norm_shortcut=False, **dtype),
-        lambda **dtype: with_values(mlp((64, 16, 10), affine=True, **dtype)),
-        lambda **dtype: with_values(cnn(affine=True, **dtype)),
-        lambda **dtype: with_values(preresnet(8, affine=True, **dtype)),
-        lambda **dtype: with_values(resnet(8, affine=True, **dtype)),
-        lambda **dtype: mlp((64, 16, 10), head="trained", **dtype),
-        lambda **dtype: cnn(head="trained", **dtype),
-        lambda **dtype: preresnet(8, head="trained", **dtype),
-        lambda **dtype: mlp((64, 16, 16, 10), norm="none", **dtype),
-        lambda **dtype: cnn(norm="none", **dtype),
-        lambda **dtype: preresnet(8, norm="none", **dtype),
-        lambda **dtype: mlp((64, 16, 10), eps=1.0, **dtype),
-        lambda **dtype: cnn(eps=1.0, **dtype),
-    ],
-)
-def test_controls_each_rule_is_needed(net):
-    assert defect(net(dtype=torch.float64)) > 1e-2
-
-
-@pytest.mark.parametrize("make", [mlp, cnn, resnet])
-def test_each_weight_is_invariant_alone(make):
-    net = make(*([(64, 16, 16, 10)] if make is mlp else []), dtype=torch.float64)
-    assert max(change(net, [p], 3.0) for p in trainable(net)) < 1e-6
-
-
-def test_the_weights_of_a_preresnet_are_not():
-    net = preresnet(8, dtype=torch.float64)
-    assert max(change(net, [p], 3.0) for p in trainable(net)) > 1e-2
-
-
-@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("norm", ["layer", "group", "weight-standardised"])
 def test_with_eps_zero_powers_of_two_change_no_bit(norm):
     for dtype in (torch.float32, torch.float64):
-        assert defect(preresnet(8, norm=norm, dtype=dtype), 2.0**-40) == 0.0
-        assert defect(preresnet(8, norm=norm, eps=1e-5, dtype=dtype), 2.0**-40) > 1e-2
+        assert defect(preresnet(8, norm=norm, dtype=dtype), IMAGES, 2.0**-40) == 0.0
+        assert defect(preresnet(8, norm=norm, eps=1e-5, dtype=dtype), IMAGES, 2.0**-40) > 1e-2
 
 
-def test_only_hidden_weights_are_trained_and_none_has_a_bias():
-    net = preresnet(8)
-    assert not [name for name, _ in net.named_parameters() if "bias" in name]
-    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["8.weight"]
-    assert all(p.ndim == 4 for p in trainable(net))
-    assert mlp((64, 16, 10), head="trained")[-1].weight.requires_grad
+def test_batch_norm_has_the_smallest_eps_that_is_a_normal_number():
+    shrunk = {}
+    for eps in (None, 1e-12):
+        shrunk[eps] = defect(cnn((8,), eps=eps), IMAGES, 2.0**-22)
+    assert shrunk[None] < 1e-6 < 1e-2 < shrunk[1e-12]
+    with pytest.raises(ValueError, match="eps must be positive"):  # torch's own
+        cnn(eps=0.0).train()(IMAGES.float())
 
 
-def test_depth_counts_the_convolutions_on_the_main_path_and_the_head():
-    for depth, make in itertools.product((8, 14, 20, 32), (preresnet, resnet)):
-        net = make(depth, width=2)
-        main = [p for p in trainable(net) if p.shape[-1] == 3]
-        assert len(main) + 1 == depth
-        assert len(trainable(net)) - len(main) == (3 if make is preresnet else 2)
+def test_trained_are_the_hidden_weights_and_what_is_asked_for():
+    def trained(net):
+        return [name for name, p in net.named_parameters() if p.requires_grad]
+
+    for head in FIXED:
+        assert trained(mlp((64, 16, 10), head=head)) == ["1.weight"]
+    assert trained(mlp((64, 16, 10), head="trained")) == ["1.weight", "4.weight"]
+    affine = mlp((64, 16, 10), norm="weight-standardised", affine=True)
+    assert trained(affine) == ["1.weight", "2.weight", "2.bias"]
+    assert trained(cnn1d((4, 4))) == ["2.weight", "5.weight"]
 
 
-def test_the_head_has_variance_one_over_fan_in():
-    weight = mlp((64, 400, 50))[-1].weight
-    assert float(weight.std()) * math.sqrt(400) == pytest.approx(1.0, abs=0.03)  # 20,000 draws
+def test_strides_and_kernels():
+    net = cnn((4, 4, 4), strides=(2, 1, 2), kernel=5)
+    convolutions = [m for m in net if isinstance(m, nn.Conv2d)]
+    assert [m.stride for m in convolutions] == [(2, 2), (1, 1), (2, 2)]
+    assert {m.kernel_size for m in convolutions} == {(5, 5)}
+    assert net[:3](IMAGES.float()).shape[-1] == 4  # padded
 
 
-def test_strides():
-    shapes = [tuple(m.stride) for m in cnn((4, 4, 4), strides=(2, 1, 2)) if hasattr(m, "stride")]
-    assert shapes == [(2, 2), (1, 1), (2, 2)]
+def test_signals_come_flat_or_with_channels():
+    net = cnn1d((4, 8), classes=3, dtype=torch.float64)
+    assert torch.equal(net(SIGNALS), net(SIGNALS.unsqueeze(1)))
+    pair = cnn1d((4, 8), in_channels=2, dtype=torch.float64)
+    assert torch.equal(pair(SIGNALS), pair(SIGNALS.view(12, 2, 20)))
+
+
+def test_cnn1d_is_cnn_on_images_of_one_row():
+    flat, image = CNN1D((4, 8), norm="none"), CNN((4, 8), norm="none", strides=(1, 2))
+    with torch.no_grad():
+        for p, q in zip(flat.parameters(), image.parameters(), strict=True):
+            q.zero_()
+            q[..., 1, :] = p if q.dim() == 4 else 0
+            if q.dim() == 2:
+                q.copy_(p)
+    row = image(SIGNALS.view(12, 1, 1, 40))
+    assert torch.allclose(row, flat(SIGNALS), rtol=0, atol=1e-12)
 
 
 def test_the_seed_makes_the_net_and_moves_nothing_else():
     before = torch.get_rng_state()
-    for make in (lambda seed: mlp((64, 16, 10), seed=seed), lambda seed: preresnet(8, seed=seed)):
-        a, b, c = (trainable(make(seed))[0] for seed in (1, 1, 2))
+    makers = [lambda seed: mlp((64, 16, 10), seed=seed), lambda seed: preresnet(8, seed=seed)]
+    makers += [lambda seed: cnn1d(head="etf", seed=seed), lambda seed: two_layer(3, 4, seed=seed)]
+    for make, name in itertools.product(makers, ("first", "last")):
+        a, b, c = (list(make(seed).parameters())[0 if name == "first" else -1] for seed in (1, 1, 2))
         assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_initial_weights_are_the_ones_they_have_always_been():
+    """A change would move every figure: first entries as drawn by torch from seed 3."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        first, head = nn.Linear(64, 16, bias=False), nn.Linear(16, 10, bias=False)
+        nn.init.normal_(head.weight, std=0.25)
+    ours = list(mlp((64, 16, 10), seed=3).parameters())
+    assert torch.equal(ours[0], first.weight) and torch.equal(ours[1], head.weight)
+
+
+SIDE_BY_SIDE = [
+    partial(MLP, norm="weight-standardised"),
+    CNN1D,
+    partial(two_layer, 64, 8, dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("make", SIDE_BY_SIDE)
+def test_many_nets_run_side_by_side_under_vmap(make):
+    nets = [make(seed=seed) for seed in range(3)]
+    inputs = SIGNALS if make is CNN1D else IMAGES
+    weights, buffers = torch.func.stack_module_state([net.eval() for net in nets])
+    together = torch.func.vmap(lambda p, b: torch.func.functional_call(nets[0], (p, b), (inputs,)))
+    alone = torch.stack([net(inputs) for net in nets])
+    assert torch.allclose(together(weights, buffers), alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "identity"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_two_layer_against_the_formula(activation, depth):
+    net = two_layer(64, 32, 2, activation=activation, depth=depth, dtype=torch.float64)
+    act = {"relu": torch.relu, "tanh": torch.tanh, "identity": lambda h: h}[activation]
+    gain = math.sqrt(2) if activation == "relu" else 1.0
+    *hidden, last = net.parameters()
+    h = IMAGES.flatten(1).T
+    for u in hidden:
+        h = act(gain * u @ h / math.sqrt(u.shape[1]))
+    assert len(hidden) == depth and all(p.requires_grad for p in net.parameters())
+    assert torch.allclose(net(IMAGES), (last @ h / math.sqrt(32)).T, rtol=0, atol=1e-12)
+
+
+def test_two_layer_starts_at_the_scale_of_its_inputs():
+    """E f^2 = |x|^2/d for ReLU, by the factor sqrt(2); all weights have variance 1."""
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(2))
+    outputs = [float(two_layer(64, 256, seed=seed)(x).detach()) ** 2 for seed in range(400)]
+    expected = float(x.square().mean())
+    assert sum(outputs) / 400 == pytest.approx(expected, rel=0.3)  # standard error 7 %
+    for p in two_layer(200, 200, 200).parameters():
+        assert float(p.detach().std()) == pytest.approx(1.0, abs=0.02)  # 40,000 draws
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: mlp((64, 16, 10), norm="bn"), "norm must be 'batch', 'group', 'layer'"),
-        (lambda: mlp((64, 16, 10), norm="instance"), r"'instance' \(images only\)"),
-        (lambda: mlp((64, 16, 10), head="loose"), "head must be 'frozen' or 'trained', got"),
+        (lambda: mlp((64, 16, 10), norm="instance"), r"'instance' \(images and signals only\)"),
+        (lambda: mlp((64, 16, 10), head="loose"), "head must be 'frozen', 'etf' or 'trained', got"),
+        (lambda: mlp((64, 8, 10), head="etf"), "features must be >= classes - 1 for an 'etf' head, got 8"),
         (lambda: mlp((64, 16, 10), activation="swish"), "activation must be one of"),
         (lambda: mlp((64, 16, 10), dtype=torch.float16), "dtype must be torch.float32 or"),
         (lambda: mlp((64, 10)), r"sizes must be \(inputs, hidden, ..., classes\), got"),
+        (lambda: mlp((1, 8, 2), norm="weight-standardised"), "must have at least 2 weights to an output"),
         (lambda: cnn((4, 4), strides=(1,)), r"strides must hold one for each of 2 channels, got"),
-        (lambda: preresnet(9), r"depth must be 6n \+ 2 with n >= 1, got 9"),
-        (lambda: resnet(2), r"depth must be 6n \+ 2 with n >= 1, got 2"),
+        (lambda: cnn1d(()), r"strides must hold one for each of 0 channels, got"),
+        (lambda: cnn(kernel=4), r"kernel must be odd, got 4"),
+        (lambda: two_layer(3, 0), r"width must be >= 1, got 0"),
+        (lambda: two_layer(3, 4, depth=0), r"depth must be >= 1, got 0"),
+        (lambda: two_layer(3, 4, activation="gelu"), "activation must be one of"),
     ],
 )
 def test_bad_input(call, message):

@@ -1,4 +1,4 @@
-"""Plain nets that are scale-invariant in their trained weights unless asked otherwise.
+"""Plain nets: scale-invariant in their trained weights unless asked otherwise, and the NTK net.
 
 The recipe: no bias in front of a norm, norms without affine parameters and with an eps as small
 as torch allows, and a head that stays at its random initialisation. Each weight is then followed
@@ -6,12 +6,15 @@ by its own norm, so that the output does not change when any one of them is mult
 """
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normcore.lab.layers import ACTIVATIONS, Head, check_names, norm_layer, smallest_eps
+from normcore.lab.heads import Head
+from normcore.lab.layers import ACTIVATIONS, check_names, norm_layer, smallest_eps, weight_layer
 
 
 def mlp(
@@ -29,9 +32,10 @@ def mlp(
 
     Args:
         sizes: (inputs, hidden, ..., classes).
-        norm: "layer", "batch", "group" or "none".
+        norm: "layer", "batch", "group", "weight-standardised" (each unit's weights, in the forward
+            pass) or "none".
         activation: "relu", "leaky_relu" (slope 0.2), "tanh" or "identity".
-        head: "frozen" or "trained".
+        head: "frozen" (random), "etf" (a frozen simplex frame) or "trained".
         affine: whether the norms have gains and biases, which are trained.
         eps: of the norms; by default 0, or as good as 0 where torch refuses it.
         seed: of the initial weights; torch's own generator does not move.
@@ -52,20 +56,141 @@ def mlp(
     eps = smallest_eps(norm, dtype) if eps is None else eps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        shapes = itertools.pairwise(sizes[:-1])
+        layers = _layers(norm, 0, shapes, activation=activation, affine=affine, eps=eps)
+        return nn.Sequential(nn.Flatten(), *layers, Head(sizes[-2], sizes[-1], head)).to(dtype)
+
+
+def cnn(channels: Sequence[int] = (8, 16), **options: Any) -> nn.Sequential:
+    """Build a VGG-style net: conv3x3-norm-activation for each width, mean over the image, head.
+
+    Args:
+        channels: widths of the convolutions.
+        **options: strides (by default 1, then 2 for each later one); norm="batch", "group",
+            "layer", "instance", "weight-standardised" or "none"; kernel=3, odd; classes=10;
+            in_channels=1; activation, head, affine, eps, seed, dtype as in `mlp`.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
+
+    Example:
+        >>> cnn((8, 16))(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+
+    """
+    return nn.Sequential(*_conv_net(2, channels, **options))
+
+
+def cnn1d(channels: Sequence[int] = (16, 32, 32), *, in_channels: int = 1, **options: Any) -> nn.Sequential:
+    """Build the same net for signals: conv3-norm-activation for each width, mean over time, head.
+
+    Args:
+        channels: widths of the convolutions.
+        in_channels: of the signals, which come as (N, in_channels, L) or as (N, in_channels*L).
+        **options: as in `cnn`.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
+
+    Example:
+        >>> cnn1d()(torch.randn(2, 40)).shape
+        torch.Size([2, 10])
+
+    """
+    layers = _conv_net(1, channels, in_channels=in_channels, **options)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (in_channels, -1)), *layers)
+
+
+def two_layer(
+    inputs: int,
+    width: int,
+    outputs: int = 1,
+    *,
+    activation: str = "relu",
+    depth: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """Build the net of the catapult, in NTK parametrisation: f = V act(g U x/sqrt(d))/sqrt(n).
+
+    All weights start as N(0, 1) and are trained; there is no bias and no norm, and g = sqrt(2) for
+    "relu", 1 otherwise.
+
+    Args:
+        inputs: d; x is flattened.
+        width: n.
+        outputs: number of outputs.
+        activation: "relu", "tanh", "identity" or "leaky_relu".
+        depth: number of hidden layers, each act(g U h/sqrt(fan_in)).
+        seed: of the initial weights; torch's own generator does not move.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: the activation is unknown, or a size is < 1.
+
+    Example:
+        >>> net = two_layer(3, 8, activation="identity", dtype=torch.float64)
+        >>> u, v = net.parameters()
+        >>> x = torch.ones(1, 3, dtype=torch.float64)
+        >>> torch.allclose(net(x), x @ u.T @ v.T / math.sqrt(3 * 8))
+        True
+
+    Source: Lewkowycz et al. (2020), arXiv 2003.02218.
+
+    """
+    check_names("trained", activation)
+    for name, value in {"inputs": inputs, "width": width, "outputs": outputs, "depth": depth}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    gain = math.sqrt(2) if activation == "relu" else 1.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, width in itertools.pairwise(sizes[:-1]):
-            layers += [
-                nn.Linear(fan_in, width, bias=False),
-                norm_layer(norm, width, images=False, affine=affine, eps=eps),
-                ACTIVATIONS[activation](),
-            ]
-        return nn.Sequential(*layers, Head(sizes[-2], sizes[-1], head)).to(dtype)
+        for fan_in in [inputs] + [width] * (depth - 1):
+            layers += [NTKLinear(fan_in, width, gain), ACTIVATIONS[activation]()]
+        return nn.Sequential(*layers, NTKLinear(width, outputs, 1.0)).to(dtype)
 
 
-def cnn(
-    channels: Sequence[int] = (8, 16),
+class NTKLinear(nn.Linear):
+    """A linear layer with N(0, 1) weights and no bias: gain W x/sqrt(fan_in)."""
+
+    def __init__(self, fan_in: int, width: int, gain: float) -> None:
+        """Draw the weights."""
+        super().__init__(fan_in, width, bias=False)
+        self.scale = gain / math.sqrt(fan_in)
+        nn.init.normal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        return super().forward(x) * self.scale
+
+
+def _layers(
+    norm: str,
+    dims: int,
+    shapes: Iterable[tuple[int, ...]],
+    *,
+    activation: str,
+    affine: bool,
+    eps: float,
+) -> list[nn.Module]:
+    """Weights, norm and activation for each shape: (fan_in, width), then kernel and stride if any."""
+    layers: list[nn.Module] = []
+    for fan_in, width, *window in shapes:
+        layers += [
+            weight_layer(norm, dims, fan_in, width, *window, activation=activation, eps=eps),
+            norm_layer(norm, width, dims=dims, affine=affine, eps=eps),
+            ACTIVATIONS[activation](),
+        ]
+    return layers
+
+
+def _conv_net(
+    dims: int,
+    channels: Sequence[int],
     *,
     strides: Sequence[int] | None = None,
+    kernel: int = 3,
     norm: str = "batch",
     activation: str = "relu",
     head: str = "frozen",
@@ -76,24 +201,7 @@ def cnn(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    """Build a VGG-style net: conv3x3-norm-activation for each width, mean over the image, head.
-
-    Args:
-        channels: widths of the convolutions.
-        strides: of the convolutions; by default 1, then 2 for each later one.
-        norm: "batch", "group", "layer", "instance" or "none".
-        activation, head, affine, eps, seed, dtype: as in `mlp`.
-        classes: outputs.
-        in_channels: of the images.
-
-    Raises:
-        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
-
-    Example:
-        >>> cnn((8, 16))(torch.randn(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
-
-    """
+    """The layers of a convolutional net, for images or for signals."""
     check_names(head, activation)
     strides = [1] + [2] * (len(channels) - 1) if strides is None else strides
     if not channels or len(strides) != len(channels):
@@ -101,13 +209,9 @@ def cnn(
     eps = smallest_eps(norm, dtype) if eps is None else eps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers: list[nn.Module] = []
         inputs = [in_channels, *channels[:-1]]
-        for fan_in, width, stride in zip(inputs, channels, strides, strict=True):
-            layers += [
-                nn.Conv2d(fan_in, width, 3, stride, padding=1, bias=False),
-                norm_layer(norm, width, images=True, affine=affine, eps=eps),
-                ACTIVATIONS[activation](),
-            ]
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(channels[-1], classes, head)]
-        return nn.Sequential(*layers).to(dtype)
+        kernels = [kernel] * len(channels)
+        shapes = zip(inputs, channels, kernels, strides, strict=True)
+        layers = _layers(norm, dims, shapes, activation=activation, affine=affine, eps=eps)
+        pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
+        return nn.Sequential(*layers, pool, nn.Flatten(), Head(channels[-1], classes, head)).to(dtype)

@@ -13,23 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.lab.layers import Head, check_names, norm_layer, smallest_eps
+from normcore.lab.heads import Head
+from normcore.lab.layers import check_names, norm_layer, smallest_eps, weight_layer
 
 MakeNorm = Callable[[int], nn.Module]
+MakeConv = Callable[[int, int, int, int], nn.Module]
+"""From input channels, output channels, kernel and stride."""
 
 
 class PreActivationBlock(nn.Module):
     """norm-ReLU-conv twice, beside a shortcut: the identity, or norm-ReLU-1x1 convolution."""
 
     def __init__(
-        self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool
+        self, fan_in: int, width: int, stride: int, conv: MakeConv, norm: MakeNorm, first: bool, bare: bool
     ) -> None:
         """Build the layers; `first` has a projection, and `bare` leaves out its norm."""
         super().__init__()
-        self.norm1, self.conv1 = norm(fan_in), nn.Conv2d(fan_in, width, 3, stride, 1, bias=False)
-        self.norm2, self.conv2 = norm(width), nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm1, self.conv1 = norm(fan_in), conv(fan_in, width, 3, stride)
+        self.norm2, self.conv2 = norm(width), conv(width, width, 3, 1)
         layers = [] if bare else [norm(fan_in), nn.ReLU()]
-        layers.append(nn.Conv2d(fan_in, width, 1, stride, bias=False))
+        layers.append(conv(fan_in, width, 1, stride))
         self.shortcut = nn.Sequential(*layers) if first else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,13 +45,13 @@ class PostActivationBlock(nn.Module):
     """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm), ReLU."""
 
     def __init__(
-        self, fan_in: int, width: int, stride: int, norm: MakeNorm, *, first: bool, bare: bool
+        self, fan_in: int, width: int, stride: int, conv: MakeConv, norm: MakeNorm, first: bool, bare: bool
     ) -> None:
         """Build the layers; a change of width or size needs a projection."""
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(fan_in, width, 3, stride, 1, bias=False), norm(width)
-        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width)
-        layers = [nn.Conv2d(fan_in, width, 1, stride, bias=False)] + ([] if bare else [norm(width)])
+        self.conv1, self.norm1 = conv(fan_in, width, 3, stride), norm(width)
+        self.conv2, self.norm2 = conv(width, width, 3, 1), norm(width)
+        layers = [conv(fan_in, width, 1, stride)] + ([] if bare else [norm(width)])
         needed = first and (stride != 1 or fan_in != width)
         self.shortcut = nn.Sequential(*layers) if needed else nn.Identity()
 
@@ -62,14 +65,15 @@ def preresnet(depth: int = 8, **options: Any) -> nn.Sequential:
     """Build a pre-activation ResNet: 3x3 stem, three stages of (depth-2)/6 blocks, norm-ReLU-mean.
 
     Invariant under one common factor of all trained weights, not of each alone: within a stage, the
-    weights that end on the residual stream share their factor.
+    weights that end on the residual stream share their factor. (Standardised weights are invariant
+    each alone.)
 
     Args:
         depth: 6n + 2; a head follows that is not counted as trained.
         **options: width=8 (of the first stage, doubled twice); norm="batch", "group", "layer",
-            "instance" or "none"; norm_shortcut=True (False leaves the norm out of the shortcuts,
-            which breaks the invariance: a control); head, affine, eps, classes, in_channels,
-            seed, dtype as in `cnn`.
+            "instance", "weight-standardised" or "none"; norm_shortcut=True (False leaves the norm
+            out of the shortcuts, which breaks the invariance: a control); head, affine, eps,
+            classes, in_channels, seed, dtype as in `cnn`.
 
     Raises:
         ValueError: depth is not 6n + 2, or a name is unknown.
@@ -126,18 +130,21 @@ def _residual_net(
     pre = block is PreActivationBlock
 
     def make_norm(channels: int) -> nn.Module:
-        return norm_layer(norm, channels, images=True, affine=affine, eps=small)
+        return norm_layer(norm, channels, dims=2, affine=affine, eps=small)
+
+    def make_conv(*shape: int) -> nn.Module:
+        return weight_layer(norm, 2, *shape, eps=small)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)]
+        layers: list[nn.Module] = [make_conv(in_channels, width, 3, 1)]
         layers += [] if pre else [make_norm(width), nn.ReLU()]
         fan_in = width
         for stage in range(3):
             for index in range((depth - 2) // 6):
                 out, stride = width << stage, 2 if stage and not index else 1
                 first, bare = index == 0, not norm_shortcut
-                layers.append(block(fan_in, out, stride, make_norm, first=first, bare=bare))
+                layers.append(block(fan_in, out, stride, make_conv, make_norm, first, bare))
                 fan_in = out
         layers += [make_norm(fan_in), nn.ReLU()] if pre else []
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(fan_in, classes, head)]
