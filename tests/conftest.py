@@ -1,5 +1,37 @@
-"""One thread: two cores are shared by two test workers, and sums keep their order."""
+"""One thread: two cores are shared by two test workers, and sums keep their order. Real photographs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+PER_CLASS = 20
+"""Photographs of each class, for training and again for testing."""
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory):
+    """CIFAR-10 as train/CLASS/FILE.jpg and test/CLASS/FILE.jpg, 20 of each class.
+
+    NORMCORE_CIFAR10 names such a folder, or the one where `unpack_cifar10.py` lies beside its archives.
+    """
+    default = Path(__file__).parents[2] / "shared" / "data"
+    source, folder = Path(os.environ.get("NORMCORE_CIFAR10", default)), tmp_path_factory.mktemp("cifar10")
+    if (unpack := source / "unpack_cifar10.py").exists():
+        command = [sys.executable, str(unpack), str(folder), "--per-class", str(PER_CLASS)]
+        subprocess.run(command, check=True, capture_output=True)
+    elif (source / "train").is_dir() and (source / "test").is_dir():
+        for classes in [*(source / "train").iterdir(), *(source / "test").iterdir()]:
+            (few := folder / classes.relative_to(source)).mkdir(parents=True)
+            for image in sorted(classes.iterdir())[:PER_CLASS]:
+                (few / image.name).symlink_to(image.resolve())
+    else:
+        pytest.skip(
+            f"needs CIFAR-10: neither unpack_cifar10.py nor train and test in {source} (NORMCORE_CIFAR10)"
+        )
+    return folder
