@@ -3,14 +3,16 @@
 import copy
 import io
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from oracles_lab import sgd_losses
+from torch.nn.functional import cross_entropy
 
 import normcore as nc
-from normcore.lab import direction, load_dataset, logits_on, mlp, train, trainable, weight_norm
+from normcore.lab import cnn, direction, load_dataset, logits_on, mlp, train, trainable, weight_norm
 
 DATA = load_dataset("digits", dtype=torch.float64)
 
@@ -100,10 +102,62 @@ def test_the_bar_stays_silent_unless_wanted(monkeypatch):
         assert (stream.getvalue() == "") is silent
 
 
+def test_bfloat16_autocast_rounds_the_products_and_keeps_the_weights():
+    batches = load_dataset("digits").batches(20, 64)
+    nets = {dtype: mlp((64, 16, 10)) for dtype in (None, torch.bfloat16)}
+    losses = {dtype: train(net, sgd(net), batches, autocast=dtype).loss for dtype, net in nets.items()}
+    difference = np.abs(losses[torch.bfloat16] - losses[None])
+    assert 1e-5 < difference.max() < 0.05
+    assert nets[torch.bfloat16][1].weight.dtype == torch.float32
+
+
+def test_channels_last_is_the_same_run_in_another_order_of_memory():
+    batches = DATA.batches(15, 16)
+    plain, last = cnn(dtype=torch.float64), cnn(dtype=torch.float64)
+    a = train(plain, sgd(plain), batches)
+    b = train(last, sgd(last), batches, channels_last=True)
+    assert last[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not plain[3].weight.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-10)
+
+
+def test_compile_is_asked_for_with_its_mode(monkeypatch):
+    calls = []
+
+    def fake_compile(model, mode):
+        calls.append(mode)
+        return lambda x: model(x)
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    losses = []
+    for option in (False, True, "reduce-overhead"):
+        net = mlp((64, 16, 10))
+        losses.append(train(net, sgd(net), load_dataset("digits").batches(3, 4), compile=option).loss)
+    assert calls == [None, "reduce-overhead"]
+    assert np.array_equal(losses[0], losses[1]) and np.array_equal(losses[0], losses[2])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_compiled_run_is_the_same_run():
+    batches = DATA.batches(10, 16)
+    plain, fast = mlp((64, 16, 10), dtype=torch.float64), mlp((64, 16, 10), dtype=torch.float64)
+    a, b = train(plain, sgd(plain), batches), train(fast, sgd(fast), batches, compile=True)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-10)
+
+
+def test_full_batch_and_any_optimizer():
+    net, (x, y) = mlp((64, 16, 10), dtype=torch.float64), (DATA.x_train[:100], DATA.y_train[:100])
+    history = train(net, torch.optim.AdamW(trainable(net), lr=1e-2), [(x, y)] * 60)
+    assert history.loss[-1] < 0.5 * history.loss[0]
+    start = cross_entropy(mlp((64, 16, 10), dtype=torch.float64)(x), y).item()
+    assert history.loss[0] == pytest.approx(start, rel=1e-12)
+
+
 def test_bad_input():
     net, batches = mlp((64, 16, 10)), load_dataset("digits").batches(5, 4)
-    with pytest.raises(ValueError, match="every must be >= 1, got 0"):
-        train(net, sgd(net), batches, every=0)
+    for name in ("every", "checkpoint_every"):
+        with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+            train(net, sgd(net), batches, **{name: 0})
     short = nc.texp_plus_plus(0.1, 1e-2, steps=3)
     with pytest.raises(ValueError, match="at least 5 steps, one for each batch, got 3"):
         train(net, sgd(net), batches, schedule=short)

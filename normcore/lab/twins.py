@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from normcore.lab.history import History, Probe
 from normcore.lab.probes import direction, trainable
-from normcore.lab.train import Batches, History, Probe, train
+from normcore.lab.train import Batches, train
 from normcore.wd_free_run import EquivalentSchedule
 
 
