@@ -1,0 +1,120 @@
+"""The smallest scale-invariant valley: L(x, y) = x^2 / (x^2 + y^2), under gradient descent with weight decay."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class ValleyRun:
+    """Descent in the valley, before each step and after the last: arrays (T+1,).
+
+    Attributes:
+        x: across the valley.
+        y: along its floor, x = 0, where the loss is 0.
+        lr: learning rate.
+
+    """
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    lr: float
+
+    @property
+    def norm(self) -> NDArray[np.float64]:
+        """The distance r from the origin."""
+        return np.hypot(self.x, self.y)
+
+    @property
+    def loss(self) -> NDArray[np.float64]:
+        """x^2/r^2."""
+        return np.asarray((self.x / self.norm) ** 2)
+
+    @property
+    def stability(self) -> NDArray[np.float64]:
+        """The rate times the curvature across the valley, 2 lr (y^2 - x^2)/r^4; above 2 the loss grows."""
+        return np.asarray(2 * self.lr * (self.y**2 - self.x**2) / self.norm**4)
+
+
+def valley(
+    lr: float, weight_decay: float, *, steps: int, start: tuple[float, float] = (0.1, 1.0)
+) -> ValleyRun:
+    """Run gradient descent with weight decay on x^2/(x^2 + y^2).
+
+    Convention: coupled decay, w <- (1 - lr*weight_decay) w - lr grad L(w).
+
+    Args:
+        lr: > 0.
+        weight_decay: >= 0 with lr*weight_decay < 1.
+        steps: >= 1.
+        start: (x, y), not both zero.
+
+    Returns:
+        ValleyRun.
+
+    Raises:
+        ValueError: an argument breaks its condition.
+
+    Example:
+        >>> run = valley(0.1, 0.0, steps=1000)  # without decay the loss only falls
+        >>> bool((np.diff(run.loss) <= 0).all())
+        True
+
+    Source: the toy of Li, Lyu & Arora (2020), arXiv 2010.02916, as their talks show it.
+
+    """
+    if not 0 < lr < np.inf:
+        raise ValueError(f"lr must be > 0 and finite, got {lr!r}")
+    if not (weight_decay >= 0 and lr * weight_decay < 1):
+        raise ValueError(
+            f"weight_decay must be >= 0 with lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
+        )
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps!r}")
+    x, y = (float(value) for value in start)
+    if not 0 < x * x + y * y < np.inf:
+        raise ValueError(f"start must be finite and not the origin, got {start!r}")
+    keep, path = 1 - lr * weight_decay, [(x, y)]
+    for _ in range(steps):
+        pull = 2 * lr * x * y / (x * x + y * y) ** 2
+        x, y = keep * x - pull * y, keep * y + pull * x
+        path.append((x, y))
+    xs, ys = np.array(path).T
+    return ValleyRun(xs, ys, lr)
+
+
+def spikes(loss: NDArray[np.float64], rise: float = 2.0) -> NDArray[np.int64]:
+    """Find the steps at which a loss has risen above `rise` times its last trough.
+
+    A spike is counted once: the next can begin when the loss has fallen below half of its peak.
+
+    Args:
+        loss: (T,), positive.
+        rise: factor, > 1.
+
+    Returns:
+        The steps, ascending.
+
+    Raises:
+        ValueError: rise is not above 1.
+
+    Example:
+        >>> spikes(np.array([1.0, 0.1, 0.3, 0.9, 0.2, 0.1, 0.5]))
+        array([2, 6])
+
+    """
+    if not rise > 1:
+        raise ValueError(f"rise must be > 1, got {rise!r}")
+    found, trough, peak = list[int](), np.inf, None
+    for t, value in enumerate(loss.tolist()):
+        if peak is not None:
+            peak = max(peak, value)
+            if value < peak / 2:
+                peak, trough = None, value
+            continue
+        trough = min(trough, value)
+        if value > rise * trough:
+            found.append(t)
+            peak = value
+    return np.array(found, dtype=np.int64)
