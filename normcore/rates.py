@@ -1,0 +1,193 @@
+"""Intrinsic and effective learning rate, on numbers or read off an optimizer.
+
+An optimizer belongs to a family by two properties: whether its weight decay runs through the momentum buffer
+(coupled) or beside it (decoupled), and how its update answers when the weights grow by c: by 1/c (SGD, the
+gradient itself) or not at all (Adam's family, signs).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from normcore.elementwise import Number, common, plain, require_momentum, require_range
+
+
+class Family(NamedTuple):
+    """What the closed forms need to know of an optimizer."""
+
+    decoupled: bool
+    """Weight decay acts on the weights beside the update, not through the gradient."""
+    power: int
+    """The power of |w| that relaxes exponentially, at the rate power * intrinsic LR: 4, or 2 for degree 0."""
+
+
+FAMILIES = {
+    "sgd": Family(decoupled=False, power=4),
+    "nesterov": Family(decoupled=False, power=4),
+    "sgdw": Family(decoupled=True, power=4),
+    "adamw": Family(decoupled=True, power=2),
+    "degree0": Family(decoupled=True, power=2),
+}
+"""Name of the optimizer -> its family. "sgd" is heavy ball too; "degree0" any decoupled update of fixed size."""
+
+
+def look_up(optimizer: str) -> Family:
+    """The family of that name."""
+    if optimizer not in FAMILIES:
+        raise ValueError(f"optimizer must be one of {sorted(FAMILIES)}, got {optimizer!r}")
+    return FAMILIES[optimizer]
+
+
+def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
+    """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    if isinstance(optimizer, SGD):
+        return "nesterov" if group["nesterov"] else "sgd"
+    if isinstance(optimizer, Adam | AdamW) and group.get(
+        "decoupled_weight_decay", isinstance(optimizer, AdamW)
+    ):
+        return "adamw"
+    return None
+
+
+class Rates(NamedTuple):
+    """A group's hyper-parameters as the closed forms take them; dampening is folded into the learning rate."""
+
+    family: str
+    lr: float
+    weight_decay: float
+    momentum: float
+    """Of the gradients' buffer for SGD, beta_1 for AdamW."""
+
+
+def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
+    """The hyper-parameters of a group, None where `family_of` is."""
+    family = family_of(optimizer, group)
+    if family is None:
+        return None
+    lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+    if family == "adamw":
+        return Rates(family, lr, weight_decay, float(group["betas"][0]))
+    momentum = float(group["momentum"])
+    if momentum > 0:
+        lr *= 1.0 - float(group["dampening"])
+    return Rates(family, lr, weight_decay, momentum)
+
+
+def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:
+    """The hyper-parameters and weights of each group."""
+    groups = []
+    for group in optimizer.param_groups:
+        rates = rates_of(optimizer, group)
+        if rates is None:
+            raise TypeError(
+                "optimizer must be torch.optim.SGD or AdamW (decoupled weight decay), "
+                f"got {type(optimizer).__name__}"
+            )
+        groups.append((rates, group["params"]))
+    return groups
+
+
+def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -> Any:
+    """Compute the intrinsic learning rate, the one number that the equilibrium of a normalized net depends on.
+
+    lambda_e = lr * weight_decay / (1 - momentum), per step. 1/lambda_e is the time scale, in steps, on which
+    a scale-invariant net forgets its past.
+
+    Convention: coupled decay, as in `torch.optim.SGD`, where the momentum buffer carries the decay too. With
+    decoupled decay (AdamW, SGDW) the momentum does not enter: pass lr and weight_decay only.
+
+    Args:
+        lr: learning rate, >= 0 (float, array or tensor); or a torch SGD or AdamW, alone. SGD's dampening
+            multiplies the rate by 1 - dampening.
+        weight_decay: >= 0.
+        momentum: in [0, 1).
+
+    Returns:
+        A number of the kind that came in; for an optimizer a list, one float for each group (AdamW:
+        lr * weight_decay).
+
+    Raises:
+        ValueError: an argument breaks its condition.
+        TypeError: weight_decay is missing, or the optimizer is neither SGD nor decoupled AdamW.
+
+    Example:
+        >>> round(intrinsic_lr(0.1, 5e-4, 0.9), 12)
+        0.0005
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> intrinsic_lr(torch.optim.SGD([weight], lr=0.5, weight_decay=0.25, momentum=0.5))
+        [0.25]
+
+    Source: Li, Lyu & Arora (2020), arXiv 2010.02916; the factor of momentum is derived in this project.
+
+    """
+    if isinstance(lr, Optimizer):
+        if weight_decay is not None:
+            raise TypeError("weight_decay must not be given beside an optimizer, which has its own")
+        return [_intrinsic(rates) for rates, _ in _every_group(lr)]
+    if weight_decay is None:
+        raise TypeError("weight_decay must be given beside a learning rate, got None")
+    lr, weight_decay, momentum = common(lr=lr, weight_decay=weight_decay, momentum=momentum)
+    require_range("lr", lr)
+    require_range("weight_decay", weight_decay)
+    require_momentum("momentum", momentum)
+    return plain(lr * weight_decay / (1.0 - momentum))
+
+
+def _intrinsic(rates: Rates) -> float:
+    """The intrinsic learning rate of a group."""
+    momentum = 0.0 if look_up(rates.family).decoupled else rates.momentum
+    return float(intrinsic_lr(rates.lr, rates.weight_decay, momentum))
+
+
+def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
+    """Compute the effective learning rate, the one that the direction of scale-invariant weights feels.
+
+    lr / (1 - momentum) / norm^2. The gradient of a scale-invariant loss falls as 1/|w| and a step turns w by
+    its size over |w|: hence the square. An optimizer of degree 0 (AdamW) takes steps of a size that does not
+    depend on |w|; there it is lr / norm.
+
+    Args:
+        lr: learning rate, >= 0 (float, array or tensor); or a torch SGD or AdamW, alone.
+        norm: |w| > 0, of all the weights under one normalized function, concatenated.
+        momentum: in [0, 1).
+
+    Returns:
+        A number of the kind that came in; for an optimizer a list, one float for each group, with the norm of
+        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR).
+
+    Raises:
+        ValueError: an argument breaks its condition.
+        TypeError: norm is missing, or the optimizer is neither SGD nor decoupled AdamW.
+
+    Example:
+        >>> effective_lr(0.5, 2.0), effective_lr(0.5, 2.0, 0.5)
+        (0.125, 0.25)
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> effective_lr(torch.optim.SGD([weight], lr=0.5))
+        [0.02]
+
+    Source: van Laarhoven (2017), arXiv 1706.05350.
+
+    """
+    if isinstance(lr, Optimizer):
+        if norm is not None:
+            raise TypeError("norm must not be given beside an optimizer, whose weights are measured")
+        return [_effective(rates, params) for rates, params in _every_group(lr)]
+    if norm is None:
+        raise TypeError("norm must be given beside a learning rate, got None")
+    lr, norm, momentum = common(lr=lr, norm=norm, momentum=momentum)
+    require_range("lr", lr)
+    require_range("norm", norm, positive=True)
+    require_momentum("momentum", momentum)
+    return plain(lr / (1.0 - momentum) / norm**2)
+
+
+@torch.no_grad()
+def _effective(rates: Rates, params: list[Tensor]) -> float:
+    """The effective learning rate of a group."""
+    norm = float(sum(float(p.double().norm()) ** 2 for p in params)) ** 0.5
+    if look_up(rates.family).power == 4:
+        return float(effective_lr(rates.lr, norm, rates.momentum))
+    return float(norm * effective_lr(rates.lr, norm))
