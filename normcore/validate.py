@@ -1,4 +1,4 @@
-"""Checks of the numbers a user passes: each error names the argument, its value and the condition."""
+"""Checks of schedules that a user passes, one number a step: each error names the argument, its value and the condition."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

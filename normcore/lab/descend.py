@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from normcore.lab.history import Record
 from normcore.lab.wide import WideStack
 
 WideLoss = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +20,7 @@ about the width times the initial loss, so this is far above it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
+class Descent(Record):
     """What a descent recorded.
 
     Attributes:
@@ -30,21 +31,7 @@ class Descent:
 
     """
 
-    loss: NDArray[np.float64]
-    step: NDArray[np.int64]
-    records: Mapping[str, NDArray[np.float64]]
     diverged_at: NDArray[np.int64]
-
-    def __getitem__(self, name: str) -> NDArray[np.float64]:
-        """The record of a probe.
-
-        Raises:
-            KeyError: there is no probe of that name.
-
-        """
-        if name not in self.records:
-            raise KeyError(f"no probe named {name!r}; the run recorded {sorted(self.records)}")
-        return self.records[name]
 
 
 def half_mse(output: Tensor, y: Tensor) -> Tensor:

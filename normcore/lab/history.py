@@ -13,21 +13,19 @@ Probe = Callable[[nn.Module], Tensor | float]
 
 
 @dataclass(frozen=True, eq=False)
-class History:
-    """What a run recorded.
+class Record:
+    """Losses and the readings of probes.
 
     Attributes:
-        loss: (T,) batch loss at each step, before the step.
+        loss: (T,) loss at each step, before the step.
         step: the steps t before which the probes were read; the last reading follows the last step.
-        records: probe name -> array whose first axis runs over `step`; `history["name"]` is short.
-        diverged_at: the first step with a non-finite loss, at which the run stopped, or None.
+        records: probe name -> array whose first axis runs over `step`; `record["name"]` is short.
 
     """
 
     loss: NDArray[np.float64]
     step: NDArray[np.int64]
     records: Mapping[str, NDArray[np.float64]]
-    diverged_at: int | None = None
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         """The record of a probe.
@@ -39,6 +37,21 @@ class History:
         if name not in self.records:
             raise KeyError(f"no probe named {name!r}; the run recorded {sorted(self.records)}")
         return self.records[name]
+
+
+@dataclass(frozen=True, eq=False)
+class History(Record):
+    """What a run recorded.
+
+    Attributes:
+        loss: (T,) batch loss at each step, before the step.
+        step: the steps t before which the probes were read; the last reading follows the last step.
+        records: probe name -> array whose first axis runs over `step`; `history["name"]` is short.
+        diverged_at: the first step with a non-finite loss, at which the run stopped, or None.
+
+    """
+
+    diverged_at: int | None = None
 
 
 class Recorder:
