@@ -105,8 +105,8 @@ def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -
         momentum: in [0, 1).
 
     Returns:
-        A number of the kind that came in; for an optimizer a list, one float for each group (AdamW:
-        lr * weight_decay).
+        A number of the kind that came in; for an optimizer a list, one float for each group;
+        that of AdamW is lr * weight_decay.
 
     Raises:
         ValueError: an argument breaks its condition.

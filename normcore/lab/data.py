@@ -145,7 +145,7 @@ class Dataset:
             flip: whether each image is mirrored with probability 1/2.
 
         Returns:
-            A sequence of (x, y) pairs: it has a length, items and slices.
+            Pairs (x, y) as a sequence, with a length, items and slices.
 
         Raises:
             ValueError: steps or batch_size is below 1, batch_size is above the size of the training set
