@@ -24,17 +24,22 @@ def test_rows_take_the_weakest_verdict(tmp_path):
     write_book(
         tmp_path,
         one=stored("E1/a | < | 1 | held | s\nC7/b | >= | 10 | did not reproduce | s", profile="full"),
-        two=stored("C7/c | > | 3 | held | s"),
+        two=stored("C7/c | > | 3 | held | s\nC8/d | > | 3 | did not reproduce | s"),
     )
     (tmp_path / "book" / "claims.json").write_text(
-        json.dumps({"paper": {"E1": "first", "C7": "second", "I1": "third"}})
+        json.dumps({"paper": {"E1": "first", "C7": "second", "C8": "fourth", "I1": "third"}})
     )
     scoreboard = load_scoreboard(tmp_path)
     assert scoreboard["paper"][0].profiles == {"one": "full", "two": ""}
-    assert [row.verdict for row in scoreboard["paper"]] == ["held", "did not reproduce", "not yet tested"]
+    assert [row.verdict for row in scoreboard["paper"]] == [
+        "held",
+        "held in part: 1 of 2 checks did not reproduce",
+        "did not reproduce",
+        "not yet tested",
+    ]
     assert [stem for stem, _ in scoreboard["paper"][1].checks] == ["one", "two"]
     assert summary(scoreboard) == (
-        "3 checks of 2 claims: 2 held, 1 did not reproduce; 1 of the papers' 3 claims are not yet tested."
+        "4 checks of 3 claims: 2 held, 2 did not reproduce; 1 of the papers' 4 claims are not yet tested."
     )
 
 

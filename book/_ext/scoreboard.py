@@ -43,6 +43,7 @@ def _checks(row) -> str:
     for stem, record in row.checks:
         chapters.setdefault(stem, []).append(
             f"`{record.id.split('/')[1]}` {record.relation} {record.bound}".replace("<", "&lt;")
+            + ("" if record.verdict == "held" else f" (**{record.verdict}**)")
         )
     return " ".join(
         f"[chapter {int(stem[:2])}]({stem}.ipynb){_profile(row, stem)} "

@@ -29,8 +29,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """The weakest verdict of its checks."""
+        """The weakest verdict of its checks; where some did not reproduce and others held, how many."""
         found = [record.verdict for _, record in self.checks]
+        failed = found.count(VERDICTS[-1])
+        if 0 < failed < len(found):
+            return f"held in part: {failed} of {len(found)} checks did not reproduce"
         return max(found, key=VERDICTS.index) if found else NOT_TESTED
 
 
