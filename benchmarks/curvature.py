@@ -42,11 +42,15 @@ class Block(nn.Module):
         return torch.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
-def resnet8(norm: Callable[[int], nn.Module]) -> nn.Module:
-    """ResNet-8 for 32x32 images, 78 thousand parameters."""
-    stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False), norm(16), nn.ReLU()
-    blocks = Block(16, 16, 1, norm), Block(16, 32, 2, norm), Block(32, 64, 2, norm)
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+def resnet8(norm: Callable[[int], nn.Module], width: int = 16) -> nn.Module:
+    """ResNet-8 for 32x32 images; 78 thousand parameters at width 16."""
+    stem = nn.Conv2d(3, width, 3, 1, 1, bias=False), norm(width), nn.ReLU()
+    blocks = (
+        Block(width, width, 1, norm),
+        Block(width, 2 * width, 2, norm),
+        Block(2 * width, 4 * width, 2, norm),
+    )
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
 def seconds(task: Callable[[], object]) -> float:
@@ -123,15 +127,16 @@ def growth(sizes: list[int], task: Callable[[int], Callable[[], object]]) -> flo
     return float((logs[0] * logs[1]).sum() / (logs[0] ** 2).sum())
 
 
-def hessian_section(repeats: int) -> None:
-    """Hessian products in gradients, BatchNorm in train mode."""
-    model, x, y = resnet8(nn.BatchNorm2d), torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
-    for method in ("double_backward", "jvp_grad", "finite_difference"):
+def hessian_section(norm: Callable[[int], nn.Module], width: int, methods: list[str], repeats: int) -> None:
+    """Hessian products in gradients, in train mode."""
+    model, x, y = resnet8(norm, width), torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+    print(f"ResNet-8 of width {width} with {norm.__name__}, 32 images, train mode")
+    for method in methods:
         operator = HessianOperator(model, cross_entropy, (x, y), method)
         vector = torch.randn(operator.size)
         operator @ vector  # the first product of a difference searches its step
         pairs = ratios(lambda op=operator, v=vector: op @ v, lambda: gradient(model, x, y), repeats)
-        show(f"  Hessian product, {method} / gradient (BN in train mode)", pairs)
+        show(f"  Hessian product, {method} / gradient", pairs)
 
 
 def main() -> None:
@@ -145,7 +150,9 @@ def main() -> None:
         torch.randn(64, 3, 32, 32),
         3,
     )
-    hessian_section(9)
+    hessian_section(nn.BatchNorm2d, 16, ["double_backward", "jvp_grad", "finite_difference"], 9)
+    hessian_section(nn.Identity, 16, ["double_backward"], 9)  # what convolutions alone cost
+    hessian_section(nn.BatchNorm2d, 64, ["double_backward"], 9)
     inputs = torch.randn(1024, 784)
     net = mlp()
     products = lambda op, v: lambda: [op @ v for _ in range(5)]  # noqa: E731

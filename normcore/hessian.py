@@ -24,9 +24,9 @@ def hessian_top_eigenvalue(
 ) -> EigenResult:
     """Find the largest eigenvalue of the Hessian of a loss in all trainable parameters: the sharpness.
 
-    The loss is loss_fn(model(x), y).     Gradient descent with rate eta is unstable along its eigenvector where eta*value > 2. The model is
-    evaluated in the modes it is in (a BatchNorm in train mode with its batch statistics); weights, gradients,
-    running statistics, modes and random state stay as they are.
+    The loss is loss_fn(model(x), y). Gradient descent with rate eta is unstable along its eigenvector where
+    eta*value > 2. The model is evaluated in the modes it is in (a BatchNorm in train mode with its batch
+    statistics); weights, gradients, running statistics, modes and random state stay as they are.
 
     Args:
         model: any module, called as model(x).
