@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normcore.group_gauge import GroupGauge
-from normcore.norm_scaling import NormScaling, reshard
+from normcore.norm_scaling import NormScaling
+from normcore.sharded import reshard
 from normcore.tags import check_supported, warn_if_not_invariant
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from normcore.evaluation import Evaluator, joint_norm, random_like, untouched
 from normcore.joint_groups import candidate_groups
+from normcore.sharded import is_sharded
 
 YES = 1e-2
 """A defect below this is invariance: norm layers with eps = 1e-5 give up to about 1e-3."""
@@ -162,7 +163,7 @@ def _checked(model: nn.Module, batch: Any, groups: Mapping[str, Any] | None) -> 
     parameters = {name: p for name, p in parameters.items() if p.requires_grad}
     if not parameters:
         raise ValueError("model must have a trainable parameter, got none")
-    if any(hasattr(p, "full_tensor") for p in parameters.values()):
+    if any(is_sharded(p) for p in parameters.values()):
         raise ValueError("model must have whole parameters, got sharded ones: test it before it is sharded")
     for key, names in (groups or {}).items():
         if isinstance(names, str) or not names:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from normcore.exp_lr import ExpLR
 from normcore.rates import rates_of
 from normcore.readings import COLUMNS, Raw, Readings, columns_of
+from normcore.sharded import Totals, is_sharded, part_of_gradient, parts, reshard
 
 
 class NormMonitor:
@@ -35,6 +36,10 @@ class NormMonitor:
     Means are exponential ones over the last `horizon` readings. The equilibrium is one of scale-invariant
     weights: a tensor (or a group, as a whole) that is not scale-invariant has none, and its rho need not be 1.
     Where there is no closed form (no weight decay, other optimizers than SGD and AdamW) values are nan.
+
+    Under FSDP2 (`fully_shard`) attach it after sharding. Norms are those of the whole tensors: each process reads
+    its part, and `log()` adds the parts up, as do `state_dict()` and every 256th reading. Call these on all
+    processes; all get the same numbers.
 
     Args:
         optimizer: any torch optimizer.
@@ -91,8 +96,17 @@ class NormMonitor:
         self._zero = torch.zeros((), device=self._params[0].device)
         self._half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
         self._spread = len({p.device for p in self._params}) > 1
+        self._sharded = any(is_sharded(p) for p in self._params)
+        if self._sharded and self.model is not None:
+            reshard(self.model)  # whole weights, registered after a forward pass, are not the optimizer's
+        self._known = {} if self.model is None else {p: name for name, p in self.model.named_parameters()}
+        total = Totals(self._params) if self._sharded else None
         sizes = [len(group["params"]) for group in groups]
-        self._readings = Readings(sizes, self.horizon, self._params[0].device)
+        self._readings = Readings(sizes, self.horizon, self._params[0].device, total)
+
+    def _weights(self) -> list[Tensor]:
+        """The optimizer's tensors; of sharded ones, what this process holds."""
+        return parts(self._params) if self._sharded else self._params
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,12 +116,13 @@ class NormMonitor:
             return
         if [len(group["params"]) for group in optimizer.param_groups] != self._readings.sizes:
             self._lay_out()
+        weights = self._weights()
         if self._previous is None:
-            self._previous = [torch.empty_like(p) for p in self._params]
-        torch._foreach_copy_(self._previous, self._params)
+            self._previous = [torch.empty_like(p) for p in weights]
+        torch._foreach_copy_(self._previous, weights)
         self._scales_before = self._scales()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        self._norms_before = self._norms(self._params)
+        self._norms_before = self._norms(weights)
         self._grad_norms = None if closure is not None else self._read_gradients()
         scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
         self._grad_scale = self._zero + 1.0 if scale is None else scale.to(self._zero.device).reshape(())
@@ -121,13 +136,13 @@ class NormMonitor:
         scales = self._scales()
         if scales != self._scales_before:
             torch._foreach_mul_(self._previous, self._per_tensor(self._scales_before, scales))
-        torch._foreach_sub_(self._previous, self._params)
+        torch._foreach_sub_(self._previous, weights := self._weights())
         grads = self._read_gradients() if self._grad_norms is None else self._grad_norms
         skipped = getattr(optimizer, "found_inf", None)
         norms = [
             *self._norms_before,
             *grads,
-            *self._norms(self._params),
+            *self._norms(weights),
             *self._norms(self._previous),
             self._grad_scale,
             self._zero if skipped is None else skipped.to(self._zero.device).reshape(()),
@@ -153,7 +168,7 @@ class NormMonitor:
 
     def _read_gradients(self) -> list[Tensor]:
         """The norm of each gradient, 0 where there is none."""
-        grads = [p.grad for p in self._params]
+        grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
         dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
         found = iter(self._norms(dense) if dense else [])
         return [self._zero if g is None else next(found) for g in grads]
@@ -167,7 +182,7 @@ class NormMonitor:
     def log(self) -> dict[str, float]:
         """The last reading and the running means as a flat dict of floats; also kept as `last`.
 
-        This is the one place that waits for the device.
+        This is the one place that waits for the device. Sharded tensors need the call on all processes.
 
         Raises:
             ValueError: no step has been read yet.
@@ -193,15 +208,14 @@ class NormMonitor:
 
     def _names(self) -> list[str]:
         """The names of the tensors."""
-        known = {} if self.model is None else {p: name for name, p in self.model.named_parameters()}
         names = []
         for i, group in enumerate(self.optimizer.param_groups):
             own = group.get("param_names") or [f"group{i}.{j}" for j in range(len(group["params"]))]
-            names += [known.get(p, name) for p, name in zip(group["params"], own, strict=True)]
+            names += [self._known.get(p, name) for p, name in zip(group["params"], own, strict=True)]
         return names
 
     def state_dict(self) -> dict[str, Any]:
-        """The readings as plain numbers, to save beside the optimizer's own state."""
+        """The readings as plain numbers, to save beside the optimizer's own state; call it as `log`."""
         return {"version": 1, "steps": self.steps, "names": self._names(), **self._readings.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -106,14 +106,6 @@ class NormScaling:
         self._handle.remove()
 
 
-def reshard(model: nn.Module) -> None:
-    """Drop the whole weights that FSDP keeps after a forward pass: their shards have changed."""
-    for module in model.modules():
-        drop = getattr(module, "reshard", None)
-        if callable(drop) and hasattr(module, "unshard"):
-            drop()
-
-
 def scale_statistics(layer: nn.Module, ratio: float) -> None:
     """Multiply a layer's running mean by ratio and its running variance by ratio^2, if it keeps any."""
     mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from normcore.elementwise import Number, common, plain, require_momentum, require_range
+from normcore.sharded import is_sharded, norm_over_parts
 
 
 class Family(NamedTuple):
@@ -155,7 +156,8 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
 
     Returns:
         A number of the kind that came in; for an optimizer a list, one float for each group, with the norm of
-        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR).
+        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR). Of sharded
+        weights all processes must ask.
 
     Raises:
         ValueError: an argument breaks its condition.
@@ -185,9 +187,16 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
 
 
 @torch.no_grad()
+def _norm(params: list[Tensor]) -> float:
+    """The norm of a group's weights, concatenated."""
+    if any(is_sharded(p) for p in params):
+        return norm_over_parts(params)
+    return float(sum(float(p.double().norm()) ** 2 for p in params) ** 0.5)
+
+
 def _effective(rates: Rates, params: list[Tensor]) -> float:
     """The effective learning rate of a group."""
-    norm = float(sum(float(p.double().norm()) ** 2 for p in params)) ** 0.5
+    norm = _norm(params)
     if look_up(rates.family).power == 4:
         return float(effective_lr(rates.lr, norm, rates.momentum))
     return float(norm * effective_lr(rates.lr, norm))

@@ -6,6 +6,7 @@ A raw reading is what the optimizer's step leaves behind: for each tensor |w_t|,
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,9 +39,18 @@ class Raw(NamedTuple):
 class Readings:
     """The last reading and the running means of each tensor and each group."""
 
-    def __init__(self, sizes: list[int], horizon: int, device: torch.device) -> None:
-        """Start without a reading; sizes are the numbers of tensors of the groups."""
-        self.sizes, self.horizon = sizes, horizon
+    def __init__(
+        self,
+        sizes: list[int],
+        horizon: int,
+        device: torch.device,
+        total: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Start without a reading; sizes are the numbers of tensors of the groups.
+
+        Where norms are those of parts of the tensors, `total` adds up the squares, (..., tensors).
+        """
+        self.sizes, self.horizon, self.total = sizes, horizon, total
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.owner = np.repeat(np.arange(len(sizes)), sizes)
         rows = len(self.owner) + len(sizes)
@@ -93,6 +103,8 @@ class Readings:
         before, after = self._on_device(scales[..., 0]), self._on_device(scales[..., 1])
         factors = torch.stack([before, 1.0 / (before * norms[:, -2:-1]), after, after], dim=1)
         squares = (norms[:, :-2].reshape(len(raws), len(ROWS), tensors) * factors) ** 2
+        if self.total is not None:
+            squares = self.total(squares)
         return torch.cat([squares, squares @ self.members], dim=2)
 
     def _hyper(self, raws: list[Raw]) -> tuple[Any, Any, Any]:

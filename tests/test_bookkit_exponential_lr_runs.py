@@ -102,13 +102,6 @@ def test_records_against_a_loop_by_hand(digits):
     assert records["test_accuracy"][-1] == pytest.approx(lab.accuracy_on(digits.x_test, digits.y_test)(net))
 
 
-def test_chunks_are_weighted_by_their_size(monkeypatch):
-    monkeypatch.setattr(runs, "CHUNK", 4)
-    x, y = torch.arange(10.0), torch.zeros(10)
-    probe = runs.in_chunks(lambda a, b: lambda model: float(a.mean()), x, y)
-    assert probe(None) == pytest.approx(4.5)
-
-
 def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
     setting = small()
     whole, _ = runs.train_arm("texp", 1, setting, digits, progress=False)
@@ -129,7 +122,7 @@ def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
 
 
 def test_the_command_line(tmp_path, capsys):
-    command = ["--tiny", "--device", "cpu", "--arms", "step decay", "texp++", "--seeds", "0"]
+    command = ["--size", "tiny", "--device", "cpu", "--arms", "step decay", "texp++", "--seeds", "0"]
     command += ["--work", str(tmp_path / "work")]
     assert runs.main(command) == 0
     assert capsys.readouterr().out.count("test accuracy") == 2
@@ -144,5 +137,5 @@ def test_the_command_line(tmp_path, capsys):
 
 def test_the_command_line_refuses_an_unknown_arm(capsys):
     with pytest.raises(SystemExit):
-        runs.main(["--tiny", "--arms", "sgd"])
+        runs.main(["--size", "tiny", "--arms", "sgd"])
     assert "invalid choice: 'sgd'" in capsys.readouterr().err

@@ -61,6 +61,21 @@ def test_means_are_those_of_a_loop(steps):
     np.testing.assert_allclose(readings.last.numpy(), last, rtol=1e-14)
 
 
+def test_parts_of_tensors_are_added_up_before_they_count():
+    # Here all parts are alike: of a total of four, norms are twice those of the own part.
+    whole = Readings([2, 1], 20, CPU)
+    part = Readings([2, 1], 20, CPU, total=lambda squares: 4.0 * squares)
+    for raw in raws(7, (SGD, ADAM), skipped=(3,)):
+        part.add(raw)
+        whole.add(raw._replace(norms=torch.cat([2.0 * raw.norms[:-2], raw.norms[-2:]])))
+    part.work_up(), whole.work_up()
+    np.testing.assert_allclose(part.last.numpy(), whole.last.numpy(), rtol=1e-14)
+    np.testing.assert_allclose(part.sums.numpy(), whole.sums.numpy(), rtol=1e-12)
+    assert float(part.sums[2, 0] / whole.sums[2, 0]) == pytest.approx(
+        1.0
+    )  # S is of the fourth power: 16, not 4
+
+
 def test_what_does_not_count():
     # A skipped step, a group at rate 0, and a family without a closed form leave the means of the others alone.
     still = Rates("sgd", 0.0, 0.02, 0.9)

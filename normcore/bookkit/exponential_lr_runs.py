@@ -2,26 +2,26 @@
 
     python -m normcore.bookkit.exponential_lr_runs --data FOLDER            all arms, three seeds each
     python -m normcore.bookkit.exponential_lr_runs --arms texp --seeds 0    some of them
-    python -m normcore.bookkit.exponential_lr_runs --tiny                   the whole path in seconds
+    python -m normcore.bookkit.exponential_lr_runs --size small --data PHOTOGRAPHS    a small net, for CPUs
+    python -m normcore.bookkit.exponential_lr_runs --size tiny              the whole path in seconds
 
 Killed and started again, the same command goes on where it was. Each finished run is in the file at once.
 """
 
-import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from normcore.bookkit import stored
-from normcore.lab.data import Dataset, load_dataset
+from normcore.bookkit.long_runs import LongRuns, command_line
+from normcore.bookkit.run_probes import FirstStepAngle, in_chunks
+from normcore.lab.data import Dataset
 from normcore.lab.history import History
 from normcore.lab.probes import Angle, accuracy_on, loss_on, trainable, weight_norm
 from normcore.lab.resnets import preresnet
@@ -31,9 +31,6 @@ from normcore.theorems import texp, texp_plus_plus
 from normcore.wd_free_run import EquivalentSchedule
 
 ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")
-OUT = Path("book/data/exponential_lr.json")
-CHUNK = 1000
-"""Test images whose statistics a norm sees at once."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,9 @@ class Setting:
     """What all runs share; the defaults are the paper's."""
 
     dataset: str = "cifar10"
+    image_size: int | None = None
+    train: int | None = None
+    test: int | None = None
     depth: int = 32
     width: int = 16
     epochs: int = 300
@@ -53,6 +53,7 @@ class Setting:
     flip: bool = True
 
 
+SMALL = Setting("image-folder", 16, 20_000, None, 8, 8, 24, (8, 16), weight_decay=2e-3, crop=2)
 TINY = Setting("digits", depth=8, width=4, epochs=2, milestones=(1,), batch_size=100, crop=0, flip=False)
 
 
@@ -81,37 +82,6 @@ def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | Eq
     shape = Cosine(setting.lr, steps) if "cosine" in arm else staircase
     rates = shape.values(steps)
     return rates if arm in ("step decay", "cosine") else texp_plus_plus(rates, wd, momentum)
-
-
-class FirstStepAngle:
-    """The angle of the first step of each epoch: told of every step, read as a probe once an epoch.
-
-    A reading is that of the epoch that ends, and nan at the start.
-    """
-
-    def __init__(self, epoch: int) -> None:
-        """Start without a reading; `epoch` is its length in steps, >= 2."""
-        self.epoch, self.angle, self.last = epoch, Angle(), math.nan
-
-    def before_step(self, t: int, model: nn.Module) -> None:
-        """Take note of the weights before the first and the second step of an epoch."""
-        if t % self.epoch == 0:
-            self.angle = Angle()
-        if t % self.epoch <= 1:
-            self.last = self.angle(model)
-
-    def __call__(self, model: nn.Module) -> float:
-        """Read the last angle."""
-        return self.last
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep."""
-        return {"last": self.last, "angle": self.angle.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.last = state["last"]
-        self.angle.load_state_dict(state["angle"])
 
 
 def train_arm(
@@ -178,52 +148,12 @@ def _records(history: History, epoch: int) -> dict[str, NDArray[np.float64]]:
     return {"train_loss": means, **kept, **angles}
 
 
-def in_chunks(
-    make_probe: Callable[[Tensor, Tensor], Callable[[nn.Module], float]], x: Tensor, y: Tensor
-) -> Callable[[nn.Module], float]:
-    """Make a probe that averages another over parts of 1,000 examples, so that memory stays small."""
-    parts = list(zip(x.split(CHUNK), y.split(CHUNK), strict=True))
-    probes = [(make_probe(*part), len(part[1]) / len(y)) for part in parts]
-    return lambda model: sum(probe(model) * share for probe, share in probes)
+RUNS = LongRuns("exponential_lr", ARMS, {"paper": Setting(), "small": SMALL, "tiny": TINY}, train_arm)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", default="data", help="folder of the data set (default: data)")
-    parser.add_argument(
-        "--dataset", default="", help="cifar10 (default), or image-folder with --data its root"
-    )
-    parser.add_argument("--download", action="store_true", help="let torchvision fetch missing files")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile with CUDA graphs")
-    parser.add_argument("--out", type=Path, help=f"the data file (default: {OUT}, --tiny: below --work)")
-    parser.add_argument("--work", type=Path, help="checkpoints (default: below _build)")
-    parser.add_argument("--tiny", action="store_true", help="two epochs of a small net on digits")
-    given = parser.parse_args(arguments)
-    work = given.work or Path("_build") / ("exponential_lr_tiny" if given.tiny else "exponential_lr")
-    out = given.out or (work / OUT.name if given.tiny else OUT)
-    base = asdict(TINY if given.tiny else Setting())
-    setting = Setting(**{**base, "dataset": given.dataset or base["dataset"]})
-    data = load_dataset(setting.dataset, given.data, given.download, device=given.device)
-    have = stored.load(out)
-    done = {(run["arm"], run["seed"]) for run in have.runs} if have else set()
-    for seed in given.seeds:
-        for arm in given.arms:
-            if (arm, seed) in done:
-                print(f"stored before: {arm}, seed {seed}", flush=True)
-                continue
-            folder = work / f"{arm.replace(' ', '-')}-{seed}"
-            options = {"compile": "reduce-overhead" if given.compile else False}
-            records, diverged_at = train_arm(arm, seed, setting, data, folder=folder, **options)
-            about = {"arm": arm, "seed": seed, "diverged_at": diverged_at, "device": given.device}
-            stored.add_run(out, asdict(setting), records=records, **about)
-            print(f"{arm}, seed {seed}: test accuracy {records['test_accuracy'][-1]:.4f}", flush=True)
-    return 0
+    return command_line(RUNS, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

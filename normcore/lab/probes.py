@@ -1,4 +1,8 @@
-"""What can be read off a model in training."""
+"""What can be read off a model in training.
+
+All of it, but for SWA, also reads models under FSDP2 (`fully_shard`), whose norms are added up and whose vectors
+are gathered: call it on all processes, which all get the same numbers (of the same inputs).
+"""
 
 import math
 from collections.abc import Callable
@@ -10,20 +14,34 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from normcore.sharded import is_sharded, norm_over_parts, reshard, whole
+
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """List the parameters that are trained."""
+    """List the parameters that are trained; of a sharded model always the shards, as optimizers need them."""
+    reshard(model)  # after a forward pass FSDP registers whole weights, for a time, and in its own precision
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def weight_vector(model: nn.Module) -> Tensor:
-    """Concatenate all trained weights into one flat vector (a copy)."""
-    return torch.cat([p.detach().flatten() for p in trainable(model)])
+    """Concatenate all trained weights into one flat vector (a copy).
+
+    Those of a sharded model are gathered: all processes must ask.
+    """
+    return _joined(trainable(model))
+
+
+def _joined(params: list[nn.Parameter]) -> Tensor:
+    """Concatenate whole parameters."""
+    return torch.cat([whole(p).flatten() for p in params])
 
 
 def weight_norm(model: nn.Module) -> float:
     """Measure the norm of the concatenated trained weights, the |theta| of the theory."""
-    return float(weight_vector(model).double().norm())
+    params = trainable(model)
+    if any(is_sharded(p) for p in params):
+        return norm_over_parts(params)
+    return float(_joined(params).double().norm())
 
 
 def direction(model: nn.Module) -> Tensor:
@@ -158,6 +176,9 @@ class SWA:
         >>> swa(net) == accuracy_on(data.x_test, data.y_test)(net)  # the average of one
         True
 
+    Raises:
+        TypeError: when called with a model under `fully_shard`, which torch cannot copy.
+
     Source: Izmailov et al. (2018), arXiv 1803.05407; the averaging is torch.optim.swa_utils.
 
     """
@@ -171,6 +192,11 @@ class SWA:
     def __call__(self, model: nn.Module) -> float:
         """Take the weights into the average and read its accuracy."""
         if self.average is None:
+            if any(is_sharded(p) for p in trainable(model)):
+                raise TypeError(
+                    "model must have whole weights to be averaged by SWA, got sharded ones: "
+                    "torch cannot copy a model under fully_shard"
+                )
             self.average = AveragedModel(model)
             if self._saved is not None:
                 self.average.load_state_dict(self._saved)
