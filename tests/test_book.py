@@ -1,12 +1,14 @@
 """The chapters as they are stored."""
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from normcore.bookkit import chapters
+from normcore.bookkit import catapult_runs, chapters, exponential_lr_runs, intrinsic_lr_runs, stored
 
 ROOT = Path(__file__).parent.parent
 PATHS = chapters.chapter_paths(ROOT)
@@ -59,3 +61,25 @@ def test_a_chapter_makes_claims_and_prose_cites_only_those(path):
 def test_no_id_is_claimed_by_two_chapters():
     ids = [record.id for path in PATHS for record in chapters.notebook_records(path)]
     assert len(ids) == len(set(ids))
+
+
+COMMANDS = [module.RUNS for module in (exponential_lr_runs, intrinsic_lr_runs, catapult_runs)]
+
+
+def test_every_data_file_is_that_of_a_command():
+    expected = {runs.file(size).name for runs in COMMANDS for size in ("paper", "small")}
+    assert {path.name for path in (ROOT / "book" / "data").iterdir()} <= expected
+
+
+@pytest.mark.parametrize("size", ["paper", "small"])
+@pytest.mark.parametrize("runs", COMMANDS, ids=lambda runs: runs.name)
+def test_stored_runs_have_the_settings_of_their_command_and_a_provenance(runs, size):
+    found = stored.load(ROOT / runs.file(size))
+    if found is None:
+        pytest.skip(f"the {size} runs of {runs.name} have not been made")
+    settings = json.loads(json.dumps(asdict(runs.settings[size])))
+    assert {**found.settings, "dataset": ""} == {**settings, "dataset": ""}
+    assert set(found.arms) <= set(runs.arms)
+    for run in found.runs:
+        assert set(run["provenance"]) == {"torch", "numpy", "python", "device", "source", "date"}
+        assert run["diverged_at"] is None or run["diverged_at"] > 0

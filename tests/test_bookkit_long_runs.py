@@ -1,23 +1,13 @@
 """The command line of long runs, on an experiment that only counts."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from normcore.bookkit import stored
-from normcore.bookkit.long_runs import LongRuns, command_line, load
+from normcore.bookkit.long_runs import DataSetting, LongRuns, command_line, load
 
-
-@dataclass(frozen=True)
-class Setting:
-    dataset: str = "cifar10"
-    image_size: int | None = None
-    train: int | None = None
-    test: int | None = None
-
-
-TINY = Setting("digits", train=100, test=50)
+TINY = DataSetting("digits", train=100, test=50)
 
 
 def counted(log, fails_at=None):
@@ -29,7 +19,7 @@ def counted(log, fails_at=None):
         log.append((arm, seed, str(folder), compile, len(data.y_train), len(data.y_test)))
         return {"test_accuracy": [0.5, 0.1 * seed]}, None
 
-    sizes = {"paper": Setting(), "small": Setting("image-folder", 16), "tiny": TINY}
+    sizes = {"paper": DataSetting(), "small": DataSetting("image-folder", 16), "tiny": TINY}
     return LongRuns("counted", ("a b/c", "d"), sizes, train_arm)
 
 
@@ -84,7 +74,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_the_data_of_a_setting(cifar10_folder):
-    whole = load(Setting("image-folder", image_size=8, train=60), str(cifar10_folder), False, "cpu")
+    whole = load(DataSetting("image-folder", image_size=8, train=60), str(cifar10_folder), False, "cpu")
     assert whole.pixels_train.shape == (60, 3, 8, 8) and len(whole.y_test) == 200
 
 

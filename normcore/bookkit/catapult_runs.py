@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from normcore.bookkit.long_runs import LongRuns, command_line
+from normcore.bookkit.long_runs import DataSetting, LongRuns, command_line
 from normcore.bookkit.run_probes import in_chunks
 from normcore.lab.data import Dataset
 from normcore.lab.history import History
@@ -43,13 +43,9 @@ EARLY = 100
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(DataSetting):
     """What all runs share; the defaults are WRN-16-4 (with a stem of 64 channels) and CIFAR-10."""
 
-    dataset: str = "cifar10"
-    image_size: int | None = None
-    train: int | None = None
-    test: int | None = None
     channels: tuple[int, ...] = (128, 256)
     depth: int = 14
     width: int = 64

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normcore.bookkit.long_runs import LongRuns, command_line
+from normcore.bookkit.long_runs import DataSetting, LongRuns, command_line
 from normcore.bookkit.run_probes import FirstStepAngle, in_chunks
 from normcore.lab.data import Dataset
 from normcore.lab.history import History
@@ -34,13 +34,9 @@ ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(DataSetting):
     """What all runs share; the defaults are the paper's."""
 
-    dataset: str = "cifar10"
-    image_size: int | None = None
-    train: int | None = None
-    test: int | None = None
     depth: int = 32
     width: int = 16
     epochs: int = 300

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normcore.bookkit.long_runs import LongRuns, command_line
+from normcore.bookkit.long_runs import DataSetting, LongRuns, command_line
 from normcore.bookkit.run_probes import Chord, LateSWA, MonitorReading, in_chunks
 from normcore.lab.data import Dataset
 from normcore.lab.history import History
@@ -33,8 +33,8 @@ from normcore.monitor import NormMonitor
 Phase = tuple[float, float, float]
 """Factor on lr, factor on weight_decay, length in units of 1/(lr * weight_decay) steps."""
 
-FIRST, SECOND = 12.0, 13.0
-"""Lengths: to an equilibrium, and of what follows a change by ten (its own time is ten times longer)."""
+FIRST, SECOND, LONG = 12.0, 13.0, 60.0
+"""Lengths: to an equilibrium; of what follows a change by ten, whose own unit is ten times longer; to its equilibrium."""
 
 PASTS: dict[str, list[Phase]] = {
     "past 1": [(1, 1, 5)],
@@ -53,9 +53,10 @@ PHASES: dict[str, list[Phase]] = {
     "lr/10": [(1, 1, FIRST), (0.1, 1, SECOND)],
     "wd/10": [(1, 1, FIRST), (1, 0.1, SECOND)],
     "lr/10 wd*10": [(1, 1, FIRST), (0.1, 10, SECOND)],
-    "large then final": [(1, 1, FIRST), (0.01, 1, 2)],
-    "small then final": [(0.1, 1, 10 * FIRST), (0.01, 1, 2)],
-    "short small then final": [(0.1, 1, FIRST), (0.01, 1, 2)],
+    "large first short": [(1, 1, FIRST), (0.1, 1, SECOND), (0.01, 1, 2)],
+    "small only short": [(0.1, 1, FIRST + SECOND), (0.01, 1, 2)],
+    "large first": [(1, 1, FIRST), (0.1, 1, LONG), (0.01, 1, 2)],
+    "small only": [(0.1, 1, FIRST + LONG), (0.01, 1, 2)],
     **{name: [*past, (1, 1, FIRST), (0.1, 0, 2)] for name, past in PASTS.items()},
     "full batch": [(1, 1, 20), (1, 0, 5)],
 }
@@ -63,13 +64,9 @@ ARMS = tuple(PHASES)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(DataSetting):
     """What all runs share; the defaults are the paper's net, data and rate."""
 
-    dataset: str = "cifar10"
-    image_size: int | None = None
-    train: int | None = None
-    test: int | None = None
     depth: int = 32
     width: int = 16
     batch_size: int = 128

@@ -16,14 +16,31 @@ TrainArm = Callable[..., tuple[Records, int | None]]
 
 
 @dataclass(frozen=True)
+class DataSetting:
+    """What the data of all runs are; the settings of an experiment inherit it.
+
+    Attributes:
+        dataset: a name of `lab.load_dataset`.
+        image_size: of "image-folder".
+        train: how many training images; None keeps all.
+        test: how many test images, likewise.
+
+    """
+
+    dataset: str = "cifar10"
+    image_size: int | None = None
+    train: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True)
 class LongRuns:
     """What one command can run.
 
     Attributes:
         name: of the data file, "exponential_lr" say.
         arms: what distinguishes the runs, seeds apart.
-        settings: "paper", "small" and "tiny" -> what all runs share: a frozen dataclass of plain values with the fields
-            dataset, image_size, train and test (how many images; None: all).
+        settings: "paper", "small" and "tiny" -> what all runs share, a `DataSetting` of plain values.
         train_arm: called as (arm, seed, setting, data, folder=, compile=), gives (records, diverged_at).
         headline: the record whose last value is printed when a run is finished.
 
@@ -31,7 +48,7 @@ class LongRuns:
 
     name: str
     arms: Sequence[str]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, DataSetting]
     train_arm: TrainArm
     headline: str = "test_accuracy"
 
@@ -105,7 +122,7 @@ def _parser(runs: LongRuns, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load(setting: Any, root: str, download: bool, device: str) -> Dataset:
+def load(setting: DataSetting, root: str, download: bool, device: str) -> Dataset:
     """The data set of a setting, on the device."""
     size = setting.image_size if setting.dataset == "image-folder" else None
     data = load_dataset(setting.dataset, root, download, device=device, image_size=size)
