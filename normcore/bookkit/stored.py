@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -77,11 +78,12 @@ class Stored:
         return found
 
     def __repr__(self) -> str:
-        """Lines of text: settings, then where the runs come from."""
+        """Lines of text: settings, arms, then where the runs come from."""
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
         arms = ", ".join(f"{arm} x{len(self.seeds(arm))}" for arm in self.arms)
         names = self.runs[0]["provenance"] if self.runs else {}
-        return "\n".join([settings, arms, *(f"{name}: {self.provenance(name)}" for name in names)])
+        wrapped = [textwrap.fill(line, 90, subsequent_indent="  ") for line in (settings, arms)]
+        return "\n".join([*wrapped, *(f"{name}: {self.provenance(name)}" for name in names)])
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, str]:
