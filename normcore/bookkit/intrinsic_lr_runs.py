@@ -99,8 +99,8 @@ def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[n
 
     Example:
         >>> lr, weight_decay = rates_of("lr/10", Setting())
-        >>> len(lr), lr[0], round(lr[-1], 3), weight_decay[-1]
-        (15625, 0.8, 0.08, 0.002)
+        >>> len(lr), lr[[0, -1]].round(3).tolist(), weight_decay[-1].tolist()
+        (15625, [0.8, 0.08], 0.002)
 
     """
     if arm not in ARMS:
