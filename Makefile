@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-export OMP_NUM_THREADS = 1
+export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
-.PHONY: help book test html store bite clean
+.PHONY: help book test html store robust bite clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -17,16 +17,20 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[book,test]"
 	@touch $@
 
+SOURCE := _build/src
+RENDER  = cd $(SOURCE) && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
+NBVAL   = --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \
+          --nbval-kernel-startup-timeout=600 --nbval-cell-timeout=$${NORMCORE_CELL_TIMEOUT:-2000000}
+
 book: $(READY)  ## Execute every chapter (profile NORMCORE_PROFILE, default ci), render the book, print the scoreboard
-	@rm -rf _build/src && mkdir -p _build/src && cp -R book _config.yml _toc.yml _build/src/
-	$(BIN)/python -m normcore.bookkit.chapters execute _build/src
-	cd _build/src && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
-	@$(BIN)/python -m normcore.bookkit.scoreboard _build/src
-	@echo "Read it: $(CURDIR)/_build/html/index.html"
+	@rm -rf $(SOURCE) && mkdir -p $(SOURCE) && cp -R book _config.yml _toc.yml $(SOURCE)/
+	@$(BIN)/python -m normcore.bookkit.chapters execute $(SOURCE); told=$$?; \
+	($(RENDER)) && $(BIN)/python -m normcore.bookkit.scoreboard $(SOURCE) && \
+	echo "Read it: $(CURDIR)/_build/html/index.html" && exit $$told
 
 html: $(READY)  ## Render the stored outputs only (seconds)
-	@rm -rf _build/src && mkdir -p _build/src && cp -R book _config.yml _toc.yml _build/src/
-	cd _build/src && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
+	@rm -rf $(SOURCE) && mkdir -p $(SOURCE) && cp -R book _config.yml _toc.yml $(SOURCE)/
+	$(RENDER)
 	@echo "Read it: $(CURDIR)/_build/html/index.html"
 
 test: $(READY)  ## Lint, types, unit and property tests, doctests, and every chapter against its stored outputs
@@ -34,10 +38,13 @@ test: $(READY)  ## Lint, types, unit and property tests, doctests, and every cha
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=300 --override-ini addopts= book
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $(NBVAL) --override-ini addopts= book
 
 store: $(READY)  ## Execute every chapter and store its outputs in canonical form
 	$(BIN)/python -m normcore.bookkit.chapters store
+
+robust: $(READY)  ## Every chapter under eight perturbations; writes book/robustness.json (an hour; resumes)
+	$(BIN)/python -m normcore.bookkit.robust
 
 bite: $(READY)  ## Plant faults one at a time and print which test catches each
 	$(BIN)/python tests/bite.py

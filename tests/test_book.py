@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from normcore.bookkit import catapult_runs, chapters, exponential_lr_runs, intrinsic_lr_runs, stored
+from normcore.bookkit import catapult_runs, chapters, exponential_lr_runs, intrinsic_lr_runs, robust, stored
+from normcore.bookkit.faults import directives
+from normcore.bookkit.scoreboard import NOT_TESTED, load_scoreboard
 
 ROOT = Path(__file__).parent.parent
 PATHS = chapters.chapter_paths(ROOT)
@@ -29,7 +31,7 @@ def test_every_file_of_the_contents_exists():
 def test_a_chapter_is_in_canonical_form(path):
     text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
-    assert chapters.problems(notebook) == []
+    assert chapters.problems(notebook, chapters.first_lines(ROOT)) == []
     assert nbformat.writes(chapters.canonical(notebook)) + "\n" == text
     assert len(text) <= chapters.LARGEST
 
@@ -47,13 +49,66 @@ def test_all_chapters_share_one_set_up_cell():
     assert len(cells) == 1
 
 
+BOARD = json.loads((ROOT / "book" / "robustness.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_claim_keeps_its_margin_on_other_machines(path):
+    """Measured by `make robust`; a claim that changed since has none."""
+    checks = BOARD["chapters"][path.stem]
+    fields = ("kind", "relation", "bound", "verdict")
+    stored = {r.id: tuple(getattr(r, name) for name in fields) for r in chapters.notebook_records(path)}
+    assert {id: tuple(check[name] for name in fields) for id, check in checks.items()} == stored
+    assert all(set(check["values"]) == set(robust.PERTURBATIONS) for check in checks.values())
+    assert robust.weak(checks) == []
+
+
+def test_margins_were_measured_under_eight_perturbations():
+    assert len(robust.PERTURBATIONS) >= 8 and BOARD["perturbations"] == robust.PERTURBATIONS
+
+
+def test_reproducing_tells_the_margins():
+    assert robust.summary(robust.all_checks(BOARD)) in (ROOT / "book" / "reproducing.md").read_text()
+
+
+def test_every_row_of_a_paper_is_tested():
+    rows = {row.id: row for rows in load_scoreboard(ROOT).values() for row in rows}
+    assert [id for id, row in rows.items() if row.verdict == NOT_TESTED] == []
+
+
+def test_every_directive_has_the_title_that_was_given_to_it():
+    """A title that loses a letter looks like any other; so they are listed."""
+    titles = [
+        f"{path.stem}: {title}"
+        for path in PATHS
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        for name, title, _ in directives(cell.source)
+        if name.startswith("prf:") and title
+    ]
+    assert titles == (ROOT / "tests" / "titles.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_labels_are_given_once_in_the_book():
+    labels = [
+        option
+        for path in PATHS
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        for *_, options in directives(cell.source)
+        for option in options
+        if option.startswith(":label:")
+    ]
+    assert len(labels) == len(set(labels)) > 40
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_chapter_makes_claims_and_prose_cites_only_those(path):
     notebook = nbformat.read(path, as_version=4)
     recorded = {record.id for record in chapters.notebook_records(path)}
     assert len(recorded) >= 8
     prose = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    cited = set(re.findall(r"`([EIC]\d+/[a-z0-9-]+)`", prose))
+    cited = set(re.findall(r"`([EICX]\d+/[a-z0-9-]+)`", prose))
     assert cited <= recorded
     assert len(prose.split()) > 1200
 

@@ -11,7 +11,7 @@ PACKAGE = Path(normcore.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 LEVELS = {"core": 0, "lab": 1, "bookkit": 2}
 CORE_IMPORTS = {"torch", "numpy", "normcore"}
-LONGEST = 240
+LONGEST = 360
 
 
 def level(parts):

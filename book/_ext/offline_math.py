@@ -18,7 +18,9 @@ PARTS = (
 def _source() -> Path:
     """The folder of tex-chtml.js in the installed package (whose name is no importable one)."""
     files = metadata.files("sphinx-mathjax-offline") or []
-    return next(Path(file.locate()).parent for file in files if file.name == "tex-chtml.js")
+    return next(
+        Path(file.locate()).parent for file in files if file.name == "tex-chtml.js"
+    )
 
 
 def _copy(app, exception) -> None:

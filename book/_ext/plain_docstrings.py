@@ -3,7 +3,9 @@
 
 def _escape_bars(app, what, name, obj, options, lines) -> None:
     """Escape the bars, in place, before anything else reads the lines."""
-    lines[:] = [line if ">>>" in line else line.replace("|", r"\|") for line in lines]
+    lines[:] = [
+        line if ">>>" in line else line.replace("|", r"\|") for line in lines
+    ]
 
 
 def setup(app):

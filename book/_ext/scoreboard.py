@@ -1,64 +1,175 @@
-"""The directive `{scoreboard}`: a table a paper, made from the claim records that the chapters store."""
+"""The directive `{scoreboard}`, and an anchor at every cell that makes a claim, so that the board links to it."""
 
+import html
+import re
 from pathlib import Path
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from normcore.bookkit.scoreboard import load_scoreboard, summary
+from normcore.bookkit.chapters import chapter_paths, notebook_records
+from normcore.bookkit.claims import verdict_class
+from normcore.bookkit.scoreboard import VERDICTS, load_scoreboard, summary
+
+
+def anchor(id: str) -> str:
+    """The HTML id of the cell that makes a claim."""
+    return "claim-" + id.lower().replace("/", "-")
 
 
 class Scoreboard(SphinxDirective):
-    """Write the rows as Markdown and let the parser make them."""
+    """The map of all rows, the filter, and a table a paper."""
 
     def run(self):
-        """The tables."""
+        """Raw HTML around parsed text, so that formulas in rows are formulas."""
         root = Path(self.env.srcdir)
         scoreboard = load_scoreboard(root)
         for path in (root / "book").glob("*.ipynb"):
             self.env.note_dependency(str(path))
         lead = nodes.paragraph("", "", nodes.strong(text=summary(scoreboard)))
-        return [lead, *(self._section(paper, rows) for paper, rows in scoreboard.items())]
+        sections = [
+            self._section(paper, rows) for paper, rows in scoreboard.items()
+        ]
+        return [lead, _raw(_map(scoreboard)), _raw(_filter(scoreboard)), *sections]
 
     def _section(self, paper, rows):
-        """A paper's heading and table; a heading in parsed text would land before the summary."""
-        section = nodes.section("", nodes.title(text=paper), names=[nodes.fully_normalize_name(paper)])
-        self.state.document.note_implicit_target(section)
-        lines = [":::{list-table}", ":header-rows: 1", ":widths: 7 45 15 33", ":class: scoreboard", ""]
-        lines += ["* - Claim", "  - What it says", "  - Verdict", "  - Checks"]
-        for row in rows:
-            lines += [f"* - **{row.id}**", f"  - {row.text}", f"  - {row.verdict}", f"  - {_checks(row)}"]
-        self.state.nested_parse(
-            StringList([*lines, ":::"], source="scoreboard"), self.content_offset, section
+        """A paper's heading and rows."""
+        section = nodes.section(
+            "", nodes.title(text=paper), names=[nodes.fully_normalize_name(paper)]
         )
+        self.state.document.note_implicit_target(section)
+        for row in rows:
+            kind = verdict_class(row.verdict)
+            head = f'<div class="score {kind}" id="row-{row.id}" data-row="{row.id}" data-verdict="{row.verdict}">'
+            section += _raw(
+                f'{head}<div class="score-head"><b>{row.id}</b> <span class="chip">{row.verdict}</span></div>'
+            )
+            text, _ = self.parse_inline(row.text)
+            section += nodes.paragraph("", "", *text)
+            section += _raw(_words(row) + _checks(row) + "</div>")
         return section
 
 
-def _checks(row) -> str:
-    """Links to the chapters, with the checks and bounds of each."""
-    if not row.checks:
-        return "–"
-    chapters = {}
-    for stem, record in row.checks:
-        chapters.setdefault(stem, []).append(
-            f"`{record.id.split('/')[1]}` {record.relation} {record.bound}".replace("<", "&lt;")
-            + ("" if record.verdict == "held" else f" (**{record.verdict}**)")
+def _raw(text):
+    """HTML as it is."""
+    return nodes.raw("", text, format="html")
+
+
+def _map(scoreboard) -> str:
+    """A square a row, coloured by its verdict."""
+    lines = []
+    for paper, rows in scoreboard.items():
+        squares = "".join(
+            f'<a class="square {verdict_class(row.verdict)}" href="#row-{row.id}" '
+            f'title="{row.id}: {row.verdict}" data-verdict="{row.verdict}">{row.id}</a>'
+            for row in rows
         )
-    return " ".join(
-        f"[chapter {int(stem[:2])}]({stem}.ipynb){_profile(row, stem)} "
-        f"<details><summary>{len(checks)} check{'s' * (len(checks) > 1)}</summary> {', '.join(checks)} </details>"
-        for stem, checks in chapters.items()
+        lines.append(
+            f'<div class="board-row"><span>{html.escape(paper)}</span>{squares}</div>'
+        )
+    return f'<div class="board">{"".join(lines)}</div>'
+
+
+def _filter(scoreboard) -> str:
+    """Two menus; `scoreboard.js` obeys them."""
+    papers = "".join(
+        f'<option value="{rows[0].id[0]}">{html.escape(p)}</option>'
+        for p, rows in scoreboard.items()
+    )
+    verdicts = "".join(f"<option>{verdict}</option>" for verdict in VERDICTS)
+    return (
+        '<div class="board-filter" hidden><label>Paper <select data-filter="row"><option value="">all</option>'
+        f'{papers}</select></label> <label>Verdict <select data-filter="verdict"><option value="">all</option>'
+        f'{verdicts}</select></label> <span role="status"></span></div>'
     )
 
 
-def _profile(row, stem) -> str:
-    """The profile in which a chapter was executed, in brackets."""
-    name = row.profiles.get(stem)
-    return f" ({name})" if name else ""
+def _words(row) -> str:
+    """The restriction of a row."""
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in row.restrictions)
+    return f'<ul class="restrictions">{notes}</ul>' if notes else ""
+
+
+def _checks(row) -> str:
+    """The checks by kind, folded, each with what was measured and a link to its cell."""
+    names = {
+        "paper": "check{s} of the paper",
+        "extension": "check{s} of ours",
+        "control": "control{s}",
+    }
+    parts = []
+    for kind, name in names.items():
+        found = row.of_kind(kind)
+        if found:
+            label = f"{len(found)} " + name.format(s="s" * (len(found) > 1))
+            items = "".join(
+                _check(stem, record, row.profiles.get(stem))
+                for stem, record in found
+            )
+            parts.append(
+                f"<details><summary>{label}</summary><ul>{items}</ul></details>"
+            )
+    return "".join(parts)
+
+
+def _check(stem, record, profile) -> str:
+    """One check: a link to its cell, value, relation, bound, verdict."""
+    where = f"chapter {int(stem[:2])}" + (f", {profile}" if profile else "")
+    verdict = (
+        ""
+        if record.verdict in ("held", "failed, as it must")
+        else f" <b>{record.verdict}</b>"
+    )
+    return (
+        f'<li><a href="{stem}.html#{anchor(record.id)}"><code>{record.id}</code></a> '
+        f"{html.escape(record.measured)} {html.escape(record.relation)} {html.escape(record.bound)} "
+        f"<small>({where})</small>{verdict}</li>"
+    )
+
+
+def add_anchors(app, doctree) -> None:
+    """Put an anchor before each code cell whose source makes a claim of the chapter."""
+    path = Path(app.env.doc2path(app.env.docname))
+    if path.suffix != ".ipynb":
+        return
+    if path not in chapter_paths(Path(app.srcdir)):
+        return
+    waiting = {record.id for record in notebook_records(path)}
+    for cell in list(
+        doctree.findall(
+            lambda node: (
+                isinstance(node, nodes.container) and "cell" in node["classes"]
+            )
+        )
+    ):
+        source = "\n".join(
+            block.astext() for block in cell.findall(nodes.literal_block)
+        )
+        made = {id for id in waiting if _makes(source, id)}
+        waiting -= made
+        marks = "".join(
+            f'<span class="claim-anchor" id="{anchor(id)}"></span>'
+            for id in sorted(made)
+        )
+        if marks:
+            cell.parent.insert(cell.parent.index(cell), _raw(marks))
+
+
+def _makes(source: str, id: str) -> bool:
+    """Whether a cell makes a claim, named in full or by a pattern such as f"E7/{name}-lags"."""
+    if f'"{id}"' in source:
+        return True
+    patterns = re.findall(r'f"([A-Z]\d+/[^"]*\{[^"]*)"', source)
+    return any(
+        re.fullmatch(
+            "[a-z0-9-]+".join(map(re.escape, re.split(r"\{[^}]*\}", pattern))), id
+        )
+        for pattern in patterns
+    )
 
 
 def setup(app):
     """Register."""
     app.add_directive("scoreboard", Scoreboard)
+    app.connect("doctree-read", add_anchors)
     return {"parallel_read_safe": True}

@@ -1,8 +1,8 @@
 """Execute the chapters, store them in one canonical form, and check that form.
 
-python -m normcore.bookkit.chapters execute DEST   executes every chapter of _toc.yml into DEST
-python -m normcore.bookkit.chapters store          executes them and writes the outputs back
-python -m normcore.bookkit.chapters check          names what is wrong with the stored ones
+python -m normcore.bookkit.chapters execute DEST [02 16 ...]   executes the chapters of _toc.yml into DEST
+python -m normcore.bookkit.chapters store [02 16 ...]          executes them and writes the outputs back
+python -m normcore.bookkit.chapters check                      names what is wrong with the stored ones
 """
 
 import concurrent.futures
@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,34 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from normcore.bookkit.claims import VERDICTS, Record, parse_records
+from normcore.bookkit.claims import Record, parse_records, tally
 from normcore.bookkit.faults import problems
-from normcore.bookkit.profile import current_profile
+from normcore.bookkit.profile import current_profile, machine
 
 Notebook = Any  # nbformat's NotebookNode has no types
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL_METADATA = ("tags", "mystnb")
-CELL_TIMEOUT = 300
 LARGEST = 1_500_000
 """Bytes of a chapter with its outputs."""
+
+MISSING = """try:
+    import normcore as nc
+except ImportError as missing:
+    hint = 'run `pip install -e ".[book]"` in the clone, then restart the kernel'
+    raise ImportError(f"normcore is not installed here: {hint}") from missing
+"""
+INSTALL = """try:
+    import normcore as nc
+except ImportError:  # on a fresh notebook server
+    %pip install -q "torch-normcore[book] @ git+{url}"
+    import normcore as nc
+"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of executing a notebook: seconds, and the error of the first cell that failed."""
+    """What came of executing a notebook: seconds, and the first cell that raised with its error."""
 
     seconds: float
     error: str | None = None
@@ -48,12 +59,35 @@ def chapter_paths(root: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
+def first_lines(root: Path) -> str:
+    """How a chapter's first cell begins: with the install from the repository that _config.yml names, if any."""
+    found = re.search(r'^repository:\n  url: "(.*)"', (root / "_config.yml").read_text(), re.MULTILINE)
+    return INSTALL.format(url=found[1]) if found and found[1] else MISSING
+
+
+def cell_timeout() -> int | None:
+    """Seconds that a cell may take, from NORMCORE_CELL_TIMEOUT; by default a busy machine is waited for.
+
+    Raises:
+        ValueError: it is not an integer >= 1.
+
+    """
+    text = os.environ.get("NORMCORE_CELL_TIMEOUT", "")
+    if text and (not text.isdecimal() or int(text) < 1):
+        raise ValueError(f"NORMCORE_CELL_TIMEOUT must be an integer >= 1, in seconds, got {text!r}")
+    return int(text) if text else None
+
+
 def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
-    """Execute a notebook in place, with one thread and in the given folder."""
-    os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
+    """Execute a notebook in place and in the given folder, up to the first cell that raises."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTHONHASHSEED"] = "0"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
     client = NotebookClient(
         notebook,
-        timeout=CELL_TIMEOUT,
+        timeout=cell_timeout(),
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
@@ -61,14 +95,23 @@ def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
         coalesce_streams=True,
     )
     start = time.perf_counter()
+    error = None
     try:
         client.execute()
-    except CellExecutionError as error:
-        return Outcome(time.perf_counter() - start, f"{error.ename}: {error.evalue}")
-    except (CellTimeoutError, DeadKernelError) as error:
-        return Outcome(time.perf_counter() - start, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    except CellExecutionError as raised:
+        error = f"{raised.ename}: {raised.evalue}"
+    except (CellTimeoutError, DeadKernelError) as raised:
+        error = f"{type(raised).__name__}: {str(raised).splitlines()[0]}"
+    if error is not None:
+        error = f"cell {_last_started(notebook)}: {error}"
     notebook.metadata["normcore"] = {"profile": current_profile().name}
-    return Outcome(time.perf_counter() - start)
+    return Outcome(time.perf_counter() - start, error)
+
+
+def _last_started(notebook: Notebook) -> int:
+    """The number of the code cell in which an execution ended, counted from one."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return max((i for i, cell in enumerate(cells, 1) if cell.execution_count is not None), default=1)
 
 
 def canonical(notebook: Notebook) -> Notebook:
@@ -115,42 +158,83 @@ def notebook_profile(path: Path) -> str:
     return str(nbformat.read(path, as_version=4).metadata.get("normcore", {}).get("profile", ""))
 
 
-def tally(records: Iterable[Record]) -> str:
-    """How many claims held, and how many did not reproduce if any."""
-    verdicts = [record.verdict for record in records]
-    failed = verdicts.count(VERDICTS[-1])
-    return f"{len(verdicts) - failed} claims held" + (f", {failed} did not reproduce" if failed else "")
+@dataclass(frozen=True)
+class Executed:
+    """A chapter that was executed: its time, its checks as far as it came, and its notebook as text."""
+
+    path: Path
+    outcome: Outcome
+    records: list[Record]
+    text: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """The cell that raised, and each check that came out otherwise than the book says."""
+        raised = [] if self.outcome.error is None else [f"{self.path.stem}  {self.outcome.error}"]
+        return raised + [
+            f"{self.path.stem}  {r.id}: {r.measured} {r.relation} {r.bound}  {r.verdict}"
+            for r in self.records
+            if r.unexpected
+        ]
 
 
-def _execute_one(path: Path, target: Path) -> tuple[Path, Outcome, str]:
-    """Execute a chapter, write it to the target in canonical form, and tally its claims."""
-    notebook = nbformat.read(path, as_version=4)
+def with_first_lines(notebook: Notebook, lines: str) -> Notebook:
+    """The notebook with its set-up cell beginning as _config.yml says, in place."""
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    for old in (MISSING, INSTALL):
+        start = re.escape(old).replace(r"\{url\}", ".*")
+        cell.source = re.sub(r"\A" + start, lambda _: lines, cell.source)
+    return notebook
+
+
+def execute_chapter(path: Path, lines: str) -> Executed:
+    """Execute a chapter with these first lines; its file stays as it is."""
+    notebook = with_first_lines(nbformat.read(path, as_version=4), lines)
     outcome = execute_notebook(notebook, path.parent)
-    claims = ""
-    if outcome.error is None:
-        claims = tally(parse_records(verdict_text(notebook)))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = nbformat.writes(canonical(notebook)) + "\n"
-        scratch = target.with_suffix(".part")
-        scratch.write_text(text)
-        scratch.replace(target)
-    return path, outcome, claims
+    records = parse_records(verdict_text(notebook)) if outcome.error is None else []
+    return Executed(path, outcome, records, nbformat.writes(canonical(notebook)) + "\n")
 
 
-def execute_all(root: Path, destination: Path) -> bool:
-    """Execute every chapter, two at a time, with a line each; True when all went through."""
-    paths = chapter_paths(root)
-    good = True
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def execute_all(root: Path, destination: Path, names: list[str] | None = None) -> bool:
+    """Execute chapters, two at a time, with a line each, and write them to the destination.
+
+    A chapter that raised or disagrees with the book is written too, for the reader to see, but not over its own
+    source.
+
+    Args:
+        root: of the book.
+        destination: a folder; the root itself stores the outputs.
+        names: beginnings of file names, ["02", "16"]; by default all.
+
+    Returns:
+        True when every cell ran and every check came out as the book says.
+
+    """
+    paths = [
+        path for path in chapter_paths(root) if not names or any(path.stem.startswith(name) for name in names)
+    ]
+    complaints = []
     with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
-        jobs = [pool.submit(_execute_one, path, destination / path.relative_to(root)) for path in paths]
+        jobs = [pool.submit(execute_chapter, path, first_lines(root)) for path in paths]
         for job in concurrent.futures.as_completed(jobs):
-            path, outcome, claims = job.result()
-            if outcome.error is None:
-                print(f"ok      {path.stem:28} {outcome.seconds:6.1f} s  {claims}", flush=True)
-            else:
-                good = False
-                print(f"FAILED  {path.stem:28} {outcome.seconds:6.1f} s  {outcome.error}", flush=True)
-    return good
+            done = job.result()
+            complaints += done.complaints
+            if not done.complaints or destination != root:
+                _write(destination / done.path.relative_to(root), done.text)
+            word = "FAILED" if done.complaints else "ok"
+            what = done.outcome.error or tally(done.records)
+            print(f"{word:7} {done.path.stem:28} {done.outcome.seconds:6.1f} s  {what}", flush=True)
+    if complaints:
+        print(f"Not as the book says, on {machine()}:", *sorted(complaints), sep="\n  ", flush=True)
+    return not complaints
 
 
 def check_all(root: Path) -> bool:
@@ -159,7 +243,7 @@ def check_all(root: Path) -> bool:
     for path in chapter_paths(root):
         text = path.read_text(encoding="utf-8")
         notebook = nbformat.reads(text, as_version=4)
-        found = problems(notebook)
+        found = problems(notebook, first_lines(root))
         if nbformat.writes(canonical(notebook)) + "\n" != text:
             found.append("not in canonical form; `make store` writes it")
         if len(text) > LARGEST:
@@ -173,10 +257,11 @@ def check_all(root: Path) -> bool:
 def main(arguments: list[str]) -> int:
     """The command line."""
     root = Path.cwd()
-    if arguments[:1] == ["store"] and len(arguments) == 1:
-        return 0 if execute_all(root, root) else 1
-    if arguments[:1] == ["execute"] and len(arguments) == 2:
-        return 0 if execute_all(root, Path(arguments[1])) else 1
+    command, rest = arguments[:1], arguments[1:]
+    if command == ["store"]:
+        return 0 if execute_all(root, root, rest) else 1
+    if command == ["execute"] and rest:
+        return 0 if execute_all(root, Path(rest[0]), rest[1:]) else 1
     if arguments == ["check"]:
         return 0 if check_all(root) else 1
     print(__doc__)

@@ -3,21 +3,21 @@
 python -m normcore.bookkit.scoreboard ROOT    prints the summary of the book below ROOT
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from normcore.bookkit.chapters import chapter_paths, notebook_profile, notebook_records
-from normcore.bookkit.claims import VERDICTS, Record
+from normcore.bookkit.claims import HELD, NOT_HELD, PAPERS, RESTRICTED, UNEXPECTED, UNRESOLVED, Record, tally
 
-NOT_TESTED = "not yet tested"
+NOT_TESTED = "not tested"
+VERDICTS = (HELD, RESTRICTED, NOT_HELD, UNRESOLVED, NOT_TESTED)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim of a paper with the checks made of it, as (chapter file stem, record).
+    """A row of the scoreboard with the checks made of it, as (chapter file stem, record).
 
     profiles: chapter file stem -> profile in which its stored outputs were made.
     """
@@ -27,40 +27,63 @@ class Row:
     checks: tuple[tuple[str, Record], ...]
     profiles: Mapping[str, str] = field(default_factory=dict)
 
+    def of_kind(self, kind: str) -> list[tuple[str, Record]]:
+        """The checks of a kind."""
+        return [(stem, record) for stem, record in self.checks if record.kind == kind]
+
     @property
     def verdict(self) -> str:
-        """The weakest verdict of its checks; where some did not reproduce and others held, how many."""
-        found = [record.verdict for _, record in self.checks]
-        failed = found.count(VERDICTS[-1])
-        if 0 < failed < len(found):
-            return f"held in part: {failed} of {len(found)} checks did not reproduce"
-        return max(found, key=VERDICTS.index) if found else NOT_TESTED
+        """From the paper's checks alone (for a row X, from the extensions): one of VERDICTS.
+
+        Where some held and others did not, or could not be resolved, the claim held with a restriction, which says
+        where.
+        """
+        found = {_plain(record) for _, record in self._judged()}
+        if found & {HELD, RESTRICTED}:
+            return HELD if found == {HELD} else RESTRICTED
+        return NOT_HELD if NOT_HELD in found else UNRESOLVED if found else NOT_TESTED
+
+    @property
+    def restrictions(self) -> list[str]:
+        """What a row's verdict leaves out, in words, each once."""
+        notes = []
+        for _, record in self._judged():
+            verdict = _plain(record)
+            lead = f"{verdict}: " if verdict in (NOT_HELD, UNRESOLVED) else ""
+            notes += [lead + (record.note or record.id)] if verdict != HELD else []
+        return list(dict.fromkeys(notes))
+
+    def _judged(self) -> list[tuple[str, Record]]:
+        """The checks from which the verdict comes."""
+        return self.of_kind("extension" if self.id.startswith("X") else "paper")
+
+
+def _plain(record: Record) -> str:
+    """The verdict without the mark of a machine that disagrees with the book."""
+    return record.verdict.removesuffix(UNEXPECTED)
 
 
 def load_scoreboard(root: Path) -> dict[str, list[Row]]:
-    """The rows by paper, from book/claims.json and the notebooks' stored verdict tables."""
+    """The rows by paper, from the notebooks' stored verdict tables."""
     checks: dict[str, list[tuple[str, Record]]] = {}
     profiles = {path.stem: notebook_profile(path) for path in chapter_paths(root)}
     for path in chapter_paths(root):
         for record in notebook_records(path):
-            checks.setdefault(record.id.split("/")[0], []).append((path.stem, record))
-    papers = json.loads((root / "book" / "claims.json").read_text(encoding="utf-8"))
+            checks.setdefault(record.row, []).append((path.stem, record))
     return {
         paper: [Row(id, text, tuple(checks.get(id, ())), profiles) for id, text in rows.items()]
-        for paper, rows in papers.items()
+        for paper, rows in PAPERS.items()
     }
 
 
-def summary(scoreboard: dict[str, list[Row]]) -> str:
-    """One sentence: checks made, held, not reproduced, and rows still to come."""
+def summary(scoreboard: Mapping[str, list[Row]]) -> str:
+    """Two sentences: verdicts of the papers' rows, and checks by kind."""
     rows = [row for paper in scoreboard.values() for row in paper]
-    verdicts = [record.verdict for row in rows for _, record in row.checks]
-    failed = verdicts.count("did not reproduce")
-    waiting = sum(row.verdict == NOT_TESTED for row in rows)
-    return (
-        f"{len(verdicts)} checks of {len(rows) - waiting} claims: {len(verdicts) - failed} held, {failed} did not reproduce; "
-        f"{waiting} of the papers' {len(rows)} claims are {NOT_TESTED}."
-    )
+    claims = [row for row in rows if not row.id.startswith("X")]
+    verdicts = [row.verdict for row in claims]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
+    checks = tally([record for row in rows for _, record in row.checks])
+    return f"Of the papers' {len(claims)} claims: {counts}. {checks}."
 
 
 if __name__ == "__main__":

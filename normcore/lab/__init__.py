@@ -7,7 +7,7 @@ from normcore.lab.escape import escape_steps, theorem_3_1_bound
 from normcore.lab.experiment import Training
 from normcore.lab.history import History
 from normcore.lab.label_noise import noisy_labels
-from normcore.lab.measure import gaps, max_gap, relative_gap, slope
+from normcore.lab.measure import gaps, max_gap, relative_gap, roundings, slope
 from normcore.lab.nets import cnn, cnn1d, mlp, two_layer
 from normcore.lab.probes import (
     SWA,
@@ -86,6 +86,7 @@ __all__ = [
     "gaps",
     "max_gap",
     "relative_gap",
+    "roundings",
     "slope",
     # many nets side by side
     "Stack",

@@ -82,3 +82,31 @@ def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
         raise ValueError(f"x and y must hold at least three finite values > 0, {values}")
     fit = linregress(np.log(xs), np.log(ys))
     return float(fit.slope), float(fit.stderr)
+
+
+def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike) -> float:
+    """Measure the distance of two runs that theory calls equal in units of what one rounding becomes.
+
+    Convention: the largest distance of `a` and `b` over that of `a` and its twin, the same run started one rounding
+    error away (`rounding_twin`). Training amplifies both alike, so that a few units mean equality.
+
+    Args:
+        a: (readings, ...).
+        b: the same shape.
+        twin: the same shape.
+
+    Returns:
+        The ratio.
+
+    Raises:
+        ValueError: as in `gaps`, or the twin does not differ from `a`.
+
+    Example:
+        >>> roundings([1.0, 2.0], [1.0, 2.5], [1.0, 2.25])
+        2.0
+
+    """
+    unit = max_gap(a, twin)
+    if not unit > 0:
+        raise ValueError(f"twin must differ from a by a rounding, got a distance of {unit}")
+    return max_gap(a, b) / unit

@@ -1,0 +1,261 @@
+"""Do the claims hold on another machine? Every chapter under perturbations that change no statement.
+
+python -m normcore.bookkit.robust [02 16 ...]    executes what is missing, two at a time, and writes
+                                                 book/robustness.json; killed and called again, it goes on
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+from nbformat.v4 import new_code_cell
+
+from normcore.bookkit.chapters import (
+    Notebook,
+    chapter_paths,
+    execute_notebook,
+    notebook_records,
+    verdict_text,
+)
+from normcore.bookkit.claims import NOT_HELD, UNRESOLVED, Record, parse_records
+from normcore.bookkit.profile import machine
+
+PERTURBATIONS: dict[str, dict[str, str]] = {
+    "seed 1": {"NORMCORE_SEED": "1"},
+    "seed 2": {"NORMCORE_SEED": "2"},
+    "seed 3": {"NORMCORE_SEED": "3"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
+    "kernels without vectors": {"ATEN_CPU_CAPABILITY": "default"},
+    "kernels of 2013": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
+    "kernels of 2008": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+        "OPENBLAS_CORETYPE": "Nehalem",
+    },
+    "last bit": {"NORMCORE_KICK": "1"},
+}
+"""Name -> environment. torch, oneDNN, MKL and OpenBLAS each choose their own kernels, and so their own rounding."""
+
+LEAST = 3.0
+"""A bound stays at least so many spreads away."""
+
+DECADES = 10.0
+"""Positive values that span more than this factor are measured on a log scale."""
+
+KICK = """from normcore import lab
+from normcore.bookkit.robust import kicked
+for name in ("mlp", "cnn", "cnn1d", "resnet", "preresnet", "Stack", "WideStack"):
+    setattr(lab, name, kicked(getattr(lab, name)))
+"""
+"""A cell that moves each initial weight of a net by one unit in the last place."""
+
+
+def kicked(make: Any) -> Any:
+    """Wrap a function that makes a net, so that each of its weights moves by one unit in the last place."""
+    from normcore.lab import rounding_twin
+
+    return lambda *args, **options: rounding_twin(make(*args, **options))
+
+
+def fingerprint(notebook: Notebook) -> str:
+    """A hash of a chapter's code, by which a finished execution is recognised."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, Any]]:
+    """Execute a chapter under a perturbation, or read what an earlier call left in the cache.
+
+    Returns:
+        (path, name, {"code": fingerprint, "error": text or None, "text": the verdict table}).
+
+    """
+    notebook = nbformat.read(path, as_version=4)
+    code, file = fingerprint(notebook), cache / name.replace(" ", "-") / f"{path.stem}.json"
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["code"] == code:
+            return path, name, found
+    if "NORMCORE_KICK" in PERTURBATIONS[name]:
+        first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+        notebook.cells.insert(first + 1, new_code_cell(KICK))
+    before = dict(os.environ)
+    try:
+        os.environ.update({"OMP_NUM_THREADS": "1", **PERTURBATIONS[name]})
+        outcome = execute_notebook(notebook, path.parent)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    text = verdict_text(notebook) if outcome.error is None else ""
+    found = {"code": code, "error": outcome.error, "text": text, "seconds": round(outcome.seconds, 1)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".part")
+    scratch.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    scratch.replace(file)
+    return path, name, found
+
+
+def interval(relation: str, bound: str) -> tuple[float, float]:
+    """Where a claim's value must lie, from its bound as a record has it: "2.5", or "[0.9, 1.1]".
+
+    Example:
+        >>> interval("<", "2.5"), interval("in", "[0.9, 1.1]")
+        ((-inf, 2.5), (0.9, 1.1))
+
+    """
+    ends = [float(end) for end in bound.strip("[]").split(",")]
+    if relation == "in":
+        return ends[0], ends[1]
+    return (-math.inf, ends[0]) if relation.startswith("<") else (ends[0], math.inf)
+
+
+def spread_and_margin(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """The spread of a claim's values, and how many spreads lie between their mean and the nearer end.
+
+    Convention: the spread is the standard deviation, of the logarithms where the values are positive and span more
+    than a factor of 10. The margin is negative where the mean is on the wrong side, and infinite where nothing moves.
+
+    Args:
+        values: stored and perturbed.
+        low: where the claim begins to hold, -inf where it has no such end.
+        high: where it ends.
+
+    Example:
+        >>> spread_and_margin([1.0, 2.0, 3.0], -math.inf, 5.0)
+        (1.0, 3.0)
+
+    """
+    v = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(v).all():
+        return math.nan, math.nan
+    if v.min() > 0 and v.max() > DECADES * v.min():
+        v = np.log(v)
+        low, high = (math.log(end) if end > 0 else -math.inf for end in (low, high))
+    room, spread = float(min(v.mean() - low, high - v.mean())), float(v.std(ddof=1))
+    return spread, room / spread if spread > 0 else math.copysign(math.inf, room)
+
+
+def entry(stored: Record, perturbed_records: Mapping[str, Record | None]) -> dict[str, Any]:
+    """What book/robustness.json keeps of a check; a margin of null means that nothing moved."""
+    others = {name: None if r is None else r.value for name, r in perturbed_records.items()}
+    result = {
+        "kind": stored.kind,
+        "relation": stored.relation,
+        "bound": stored.bound,
+        "verdict": stored.verdict,
+        "exact": stored.exact,
+        "stored": _finite(stored.value),
+        "values": {name: _finite(value) for name, value in others.items()},
+        "otherwise": [name for name, r in perturbed_records.items() if r is None or r.unexpected],
+    }
+    values = [stored.value, *(value for value in others.values() if value is not None)]
+    if not stored.exact:
+        spread, margin = _judged(values, stored)
+        result |= {"spread": _finite(float(f"{spread:.3g}")), "margin": _finite(float(f"{margin:.3g}"))}
+    return result
+
+
+def _judged(values: Sequence[float], stored: Record) -> tuple[float, float]:
+    """Spread and margin; a relation that is said to fail keeps its distance from the other side.
+
+    A value that is no number, or infinite, leaves no room.
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    spread, margin = spread_and_margin(values, *interval(stored.relation, stored.bound))
+    if math.isnan(margin):
+        return math.nan, 0.0
+    return spread, -margin if stored.verdict == NOT_HELD else margin
+
+
+def _finite(value: float | None) -> float | None:
+    """The number, or None where JSON has none."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def weak(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name the checks that came out otherwise somewhere, or whose bound is nearer than LEAST spreads."""
+    found = []
+    for id, check in checks.items():
+        if check["otherwise"]:
+            found.append(
+                f"{id}: {check['relation']} {check['bound']}, stored {check['stored']}, "
+                f"otherwise under {', '.join(check['otherwise'])}: {check['values']}"
+            )
+        elif _margin(check) < LEAST:
+            found.append(
+                f"{id}: {check['relation']} {check['bound']}, stored {check['stored']}, "
+                f"margin {check['margin']} spreads of {check['spread']}: {check['values']}"
+            )
+    return found
+
+
+def _margin(check: Mapping[str, Any]) -> float:
+    """Spreads to the bound; exact statements must hold, controls fail, and the unresolved promise nothing."""
+    free = check["exact"] or check["kind"] == "control" or check["verdict"] == UNRESOLVED
+    return math.inf if free or check["margin"] is None else float(check["margin"])
+
+
+def summary(checks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Counts by kind, and the least and median margin of the papers' claims and ours."""
+    kinds = [check["kind"] for check in checks.values()]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("paper", "extension", "control"))
+    exact = sum(check["exact"] for check in checks.values())
+    margins = [m for check in checks.values() if math.isfinite(m := _margin(check))]
+    moved = sum(bool(check["otherwise"]) for check in checks.values())
+    middle = f"least margin {min(margins):.2g}, median {np.median(margins):.2g} spreads; " if margins else ""
+    return f"{len(checks)} checks ({counts}), {exact} exact; {middle}{moved} came out otherwise somewhere"
+
+
+def run(root: Path, names: Sequence[str] = ()) -> bool:
+    """Execute what is missing, write book/robustness.json, and print what is weak; True when nothing is."""
+    paths = [p for p in chapter_paths(root) if not names or any(p.stem.startswith(name) for name in names)]
+    found: dict[tuple[Path, str], dict[str, Any]] = {}
+    with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
+        jobs = [
+            pool.submit(perturbed, p, n, root / "_build" / "robust") for n in PERTURBATIONS for p in paths
+        ]
+        for job in concurrent.futures.as_completed(jobs):
+            path, name, result = job.result()
+            found[path, name] = result
+            print(f"{path.stem:28} {name:24} {result['error'] or 'ok'}", flush=True)
+    file = root / "book" / "robustness.json"
+    board = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"chapters": {}}
+    board |= {"machine": machine(), "perturbations": PERTURBATIONS}
+    for path in paths:
+        tables = {name: found[path, name]["text"] for name in PERTURBATIONS}
+        board["chapters"][path.stem] = _chapter(notebook_records(path), tables)
+    order = {path.stem: i for i, path in enumerate(chapter_paths(root))}
+    board["chapters"] = dict(
+        sorted(((k, v) for k, v in board["chapters"].items() if k in order), key=lambda kv: order[kv[0]])
+    )
+    scratch = file.with_suffix(".part")
+    scratch.write_text(json.dumps(board, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(file)
+    complaints = [fault for path in paths for fault in weak(board["chapters"][path.stem])]
+    print(*complaints, summary(all_checks(board)), sep="\n")
+    return not complaints
+
+
+def _chapter(stored: Iterable[Record], tables: Mapping[str, str]) -> dict[str, Any]:
+    """The checks of a chapter, from its stored records and the verdict table of each perturbation."""
+    other = {name: {r.id: r for r in parse_records(text)} for name, text in tables.items()}
+    return {r.id: entry(r, {name: records.get(r.id) for name, records in other.items()}) for r in stored}
+
+
+def all_checks(board: Mapping[str, Any]) -> dict[str, Any]:
+    """The checks of all chapters by id."""
+    return {id: check for checks in board["chapters"].values() for id, check in checks.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(0 if run(Path.cwd(), sys.argv[1:]) else 1)
