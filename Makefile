@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
-.PHONY: help book test html store robust bite clean
+.PHONY: help book test lint fast chapter bench html store robust bite clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -33,12 +33,24 @@ html: $(READY)  ## Render the stored outputs only (seconds)
 	$(RENDER)
 	@echo "Read it: $(CURDIR)/_build/html/index.html"
 
-test: $(READY)  ## Lint, types, unit and property tests, doctests, and every chapter against its stored outputs
+test: lint  ## Lint, types, unit and property tests, doctests, and every chapter against its stored outputs
+	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $(NBVAL) --override-ini addopts= book
+
+lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $(NBVAL) --override-ini addopts= book
+
+fast: $(READY)  ## Unit tests of the core, in under half a minute
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/test_*.py tests/equivalence tests/catapult tests/norm_dynamics \
+	  --ignore tests/test_book.py --deselect tests/equivalence/test_optimizer_distributed.py
+
+chapter: $(READY)  ## Execute one chapter and store its outputs: make chapter NAME=11
+	$(BIN)/python -m normcore.bookkit.chapters store $(NAME)
+
+bench: $(READY)  ## Ratios of the core, the training loop and the curvature tools against others
+	for name in core training curvature; do $(BIN)/python benchmarks/$$name.py; done
 
 store: $(READY)  ## Execute every chapter and store its outputs in canonical form
 	$(BIN)/python -m normcore.bookkit.chapters store

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn.functional import cross_entropy
 
-from normcore.hessian import HessianOperator
-from normcore.ntk import NTKOperator, ntk_top_eigenvalue
+from normcore.curvature.hessian import HessianOperator
+from normcore.curvature.ntk import NTKOperator, ntk_top_eigenvalue
 
 
 def mlp(width: int = 512) -> nn.Module:

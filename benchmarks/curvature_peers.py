@@ -20,9 +20,8 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normcore.hessian import hessian_top_eigenvalue
-from normcore.hessian_operator import HessianOperator
-from normcore.ntk import ntk_top_eigenvalue
+from normcore.curvature.hessian import HessianOperator, hessian_top_eigenvalue
+from normcore.curvature.ntk import ntk_top_eigenvalue
 
 
 def by_curvlinops(model: nn.Module, x: Tensor, outputs: int = 10) -> float:

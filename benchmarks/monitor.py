@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from normcore.lab import preresnet, trainable
-from normcore.monitor import NormMonitor
+from normcore.norm_dynamics.monitor import NormMonitor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

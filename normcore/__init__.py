@@ -5,27 +5,23 @@
 """
 
 from normcore import catapult
-from normcore.balance import rho
-from normcore.checkpoint import convert_checkpoint
-from normcore.equilibrium import Equilibrium, equilibrium
-from normcore.equivalence import equivalent_schedule
-from normcore.exp_lr import ExpLR
-from normcore.follow import follow
-from normcore.gauge import growth_factor
-from normcore.groups import param_groups
-from normcore.hessian import hessian_top_eigenvalue
-from normcore.homogeneity import norm_input_degrees
-from normcore.invariance import InvarianceReport, scale_invariance
-from normcore.lr_phases import lr_phases
-from normcore.monitor import NormMonitor
-from normcore.ntk import ntk_top_eigenvalue
-from normcore.rates import effective_lr, intrinsic_lr
-from normcore.relaxation import relaxation, time_to_equilibrium
+from normcore.catapult.phases import lr_phases
+from normcore.curvature.hessian import SharpnessMonitor, hessian_top_eigenvalue
+from normcore.curvature.ntk import ntk_top_eigenvalue
+from normcore.curvature.operator import EigenResult
+from normcore.equivalence.checkpoint import convert_checkpoint
+from normcore.equivalence.gauge import growth_factor
+from normcore.equivalence.optimizer import ExpLR, follow
+from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule
+from normcore.equivalence.theorems import equivalent_weight_decay, exponential_lr, texp, texp_plus_plus
+from normcore.invariance.degrees import norm_input_degrees
+from normcore.invariance.groups import param_groups
+from normcore.invariance.report import InvarianceReport, scale_invariance
+from normcore.norm_dynamics.equilibrium import Equilibrium, equilibrium, rho
+from normcore.norm_dynamics.monitor import NormMonitor
+from normcore.norm_dynamics.rates import effective_lr, intrinsic_lr
+from normcore.norm_dynamics.relaxation import relaxation, time_to_equilibrium
 from normcore.schedules import Constant, Cosine, Exponential, StepDecay
-from normcore.sharpness import SharpnessMonitor
-from normcore.spectrum import EigenResult
-from normcore.theorems import equivalent_weight_decay, exponential_lr, texp, texp_plus_plus
-from normcore.wd_free_run import EquivalentSchedule
 
 __all__ = [
     # schedules

@@ -65,11 +65,10 @@ class Constant(Schedule):
     lr: float
 
     def __post_init__(self) -> None:
-        """Validate."""
         _check("lr", self.lr, "finite and >= 0", self.lr >= 0)
 
     def __call__(self, t: int) -> float:
-        """The value."""
+        """Give the rate of step t."""
         return self.lr
 
 
@@ -96,7 +95,6 @@ class StepDecay(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        """Validate."""
         _check("lr", self.lr, "finite and >= 0", self.lr >= 0)
         _check("factor", self.factor, "finite and > 0", self.factor > 0)
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -141,12 +139,11 @@ class Cosine(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        """Validate."""
         _check("lr", self.lr, "finite and >= 0", self.lr >= 0)
         _check("steps", self.steps, "finite and > 0", self.steps > 0)
 
     def __call__(self, t: int) -> float:
-        """The value."""
+        """Give the rate of step t."""
         return self.lr * (1 + math.cos(math.pi * min(t, self.steps) / self.steps)) / 2
 
 
@@ -171,7 +168,6 @@ class Exponential(Schedule):
     growth: float
 
     def __post_init__(self) -> None:
-        """Validate."""
         _check("lr", self.lr, "finite and > 0", self.lr > 0)
         _check("growth", self.growth, "finite and > 0", self.growth > 0)
 

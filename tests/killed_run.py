@@ -15,7 +15,7 @@ import torch
 
 import normcore as nc
 from normcore.lab import load_dataset, train, trainable, weight_norm
-from normcore.lab.probes import SWA, Angle
+from normcore.lab.training.probes import SWA, Angle
 
 STEPS, KILLS = 1500, 20
 DATA = load_dataset("digits").subset(200, 100)

@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 from two_processes import PROBE, engine_of, part, rank, whole
 
 import normcore as nc
-from normcore import lab, readings
-from normcore.lab.probes import SWA, Angle, accuracy_on, effective_lr_of, loss_on
+from normcore import lab
+from normcore.lab.training.probes import SWA, Angle, accuracy_on, effective_lr_of, loss_on
+from normcore.norm_dynamics import readings
 from normcore.sharded import part_of_gradient, reshard
 
 STEPS, EVERY, WIDTH, WAITING = 16, 3, 7, 2

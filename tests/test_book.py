@@ -8,9 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from normcore.bookkit import catapult_runs, chapters, exponential_lr_runs, intrinsic_lr_runs, robust, stored
+from normcore.bookkit import chapters, robust
 from normcore.bookkit.faults import directives
 from normcore.bookkit.scoreboard import NOT_TESTED, load_scoreboard
+from normcore.experiments import catapult, exponential_lr, intrinsic_lr, stored
 
 ROOT = Path(__file__).parent.parent
 PATHS = chapters.chapter_paths(ROOT)
@@ -118,7 +119,7 @@ def test_no_id_is_claimed_by_two_chapters():
     assert len(ids) == len(set(ids))
 
 
-COMMANDS = [module.RUNS for module in (exponential_lr_runs, intrinsic_lr_runs, catapult_runs)]
+COMMANDS = [module.RUNS for module in (exponential_lr, intrinsic_lr, catapult)]
 
 
 def test_every_data_file_is_that_of_a_command():

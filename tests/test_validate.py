@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from normcore.validate import columns, require
+from normcore.checks import columns, require
 
 
 def test_scalars_take_the_length_of_the_arrays():

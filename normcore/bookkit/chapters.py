@@ -22,6 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from normcore.bookkit.claims import Record, parse_records, tally
 from normcore.bookkit.faults import problems
 from normcore.bookkit.profile import current_profile, machine
+from normcore.files import atomic_write
 
 Notebook = Any  # nbformat's NotebookNode has no types
 
@@ -195,14 +196,6 @@ def execute_chapter(path: Path, lines: str) -> Executed:
     return Executed(path, outcome, records, nbformat.writes(canonical(notebook)) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
-
-
 def execute_all(root: Path, destination: Path, names: list[str] | None = None) -> bool:
     """Execute chapters, two at a time, with a line each, and write them to the destination.
 
@@ -228,7 +221,7 @@ def execute_all(root: Path, destination: Path, names: list[str] | None = None) -
             done = job.result()
             complaints += done.complaints
             if not done.complaints or destination != root:
-                _write(destination / done.path.relative_to(root), done.text)
+                atomic_write(destination / done.path.relative_to(root), done.text)
             word = "FAILED" if done.complaints else "ok"
             what = done.outcome.error or tally(done.records)
             print(f"{word:7} {done.path.stem:28} {done.outcome.seconds:6.1f} s  {what}", flush=True)

@@ -233,7 +233,6 @@ class VerdictTable:
     """The checks of a chapter, the papers' claims first, controls apart; folded on the page."""
 
     def __init__(self, records: list[Record]) -> None:
-        """Hold the records."""
         self.records = records
 
     def __repr__(self) -> str:

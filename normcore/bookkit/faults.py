@@ -41,7 +41,6 @@ def problems(notebook: Notebook, first_lines: str) -> list[str]:
 
 
 def _source_problems(cell: Notebook) -> Iterable[str]:
-    """Faults of a cell's code."""
     lines, folded = cell.source.splitlines(), bool(FOLDED & set(cell.metadata.get("tags", [])))
     if len(lines) > LONGEST[folded]:
         yield f"{len(lines)} lines, more than {LONGEST[folded]}"
@@ -117,7 +116,6 @@ def _text_problems(cell: Notebook) -> Iterable[str]:
 
 
 def _output_problems(outputs: Iterable[Any]) -> Iterable[str]:
-    """Faults of a cell's outputs."""
     for output in outputs:
         if output.output_type == "error":
             yield f"stored error {output.ename}"

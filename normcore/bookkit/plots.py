@@ -1,7 +1,4 @@
-"""Figures in one style:
-
-The same colour for the same thing in every chapter, theory dashed and black, labels at the curves.
-"""
+"""Figures in one style: one colour one meaning, theory dashed and black, labels at the curves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 DECAY, EXPONENTIAL, CONTROL, OTHER = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""Okabe and Ito's colours, told apart in every common form of colour blindness:
+"""Okabe and Ito's colours, told apart in every common form of colour blindness.
 
 Run with weight decay, run at the exponential rate, control, a further curve.
 """
@@ -30,10 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def use_style() -> None:
-    """Switch matplotlib to the house style; images carry no version.
-
-    So that they are the same bytes each time.
-    """
+    """Switch matplotlib to the house style; images carry no version, so that they are the same bytes each time."""
     plt.style.use(Path(__file__).with_name("normcore.mplstyle"))
     mpl.rcParams["savefig.bbox"] = "standard"
 

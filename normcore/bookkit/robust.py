@@ -27,6 +27,7 @@ from normcore.bookkit.chapters import (
 )
 from normcore.bookkit.claims import NOT_HELD, UNRESOLVED, Record, parse_records
 from normcore.bookkit.profile import machine
+from normcore.files import atomic_write
 
 PERTURBATIONS: dict[str, dict[str, str]] = {
     "seed 1": {"NORMCORE_SEED": "1"},
@@ -97,10 +98,7 @@ def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, 
         os.environ.update(before)
     text = verdict_text(notebook) if outcome.error is None else ""
     found = {"code": code, "error": outcome.error, "text": text, "seconds": round(outcome.seconds, 1)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".part")
-    scratch.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
-    scratch.replace(file)
+    atomic_write(file, json.dumps(found, ensure_ascii=False))
     return path, name, found
 
 
@@ -238,9 +236,7 @@ def run(root: Path, names: Sequence[str] = ()) -> bool:
     board["chapters"] = dict(
         sorted(((k, v) for k, v in board["chapters"].items() if k in order), key=lambda kv: order[kv[0]])
     )
-    scratch = file.with_suffix(".part")
-    scratch.write_text(json.dumps(board, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(file)
+    atomic_write(file, json.dumps(board, indent=1, ensure_ascii=False) + "\n")
     complaints = [fault for path in paths for fault in weak(board["chapters"][path.stem])]
     print(*complaints, summary(all_checks(board)), sep="\n")
     return not complaints

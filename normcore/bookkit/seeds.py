@@ -36,7 +36,7 @@ def shift_seeds(seed: int) -> None:
     """
     by = seed * STRIDE
 
-    class Shifted(_Generator):
+    class Shifted(_Generator):  # type: ignore[misc]
         """torch's generator, with its seeds moved."""
 
         def manual_seed(self, seed: int) -> Any:

@@ -1,0 +1,316 @@
+"""The catapult in models that can be solved: exact updates, phases and their edges, at any width.
+
+The warm-up model has one sample x with label y and the output f = n^{-1/2} x (v.u), u and v in R^n, the
+loss (f - y)^2/2 and gradient descent with rate eta. Its curvature lambda = x^2 (|u|^2+|v|^2)/n is the NTK,
+and the top eigenvalue of the Hessian where f = y. The vectors p = (u+v)/sqrt2 and q = (u-v)/sqrt2 never
+turn, so two numbers carry a model of any width. `simulate_full` has d inputs and m samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from normcore.catapult.many_inputs import WeightCorrelations
+from normcore.checks import checked, checked_count
+from normcore.schedules import FloatArray
+
+UPPER_EDGE = 4.0
+"""eta lambda_0 at and above which the run with label 0 does not converge, for every width."""
+
+
+def edges(
+    output: ArrayLike, curvature: ArrayLike, width: ArrayLike, *, input: ArrayLike = 1.0
+) -> tuple[FloatArray, FloatArray]:
+    """Compute the two exact edges in the learning rate for label 0.
+
+    The lower edge is the smaller root of eta lambda = 2 + eta^2 f^2 x^2/n, above which the first step raises
+    the loss: 2/lambda (1 + O(1/n)). The upper edge is 4/lambda. Where the lower one would lie at or above the
+    upper one (widths of a few), no first step raises the loss and it is NaN.
+
+    Args:
+        output: f_0; the arguments broadcast together.
+        curvature: lambda_0 > 0.
+        width: n >= 1.
+        input: x.
+
+    Returns:
+        (lower, upper).
+
+    Raises:
+        ValueError: an argument breaks its condition.
+
+    Example:
+        >>> lower, upper = edges(1.0, 2.0, 1000)
+        >>> round(float(lower), 4), float(upper)
+        (1.0005, 2.0)
+
+    Source: this project.
+
+    """
+    f, curv = checked("output", output), checked("curvature", curvature, above=0.0)
+    n, x = checked("width", width, least=1.0), checked("input", input)
+    discriminant = curv**2 - 8 * (f * x) ** 2 / n
+    upper = UPPER_EDGE / curv
+    lower = 4 / (curv + np.sqrt(np.maximum(discriminant, 0.0)))
+    lower = np.where((discriminant > 0) & (lower < upper), lower, np.nan)
+    return lower, np.broadcast_to(upper, lower.shape)
+
+
+def duration(scaled_curvature: ArrayLike, width: ArrayLike) -> FloatArray:
+    """Compute the steps a catapult takes to reach outputs of order sqrt(n).
+
+    t* = ln n / (2 ln(eta lambda_0 - 1)), up to a constant that does not depend on n: while f is small it
+    grows by eta lambda_0 - 1 a step, from O(1) to O(sqrt n).
+
+    Args:
+        scaled_curvature: eta lambda_0, in (2, 4).
+        width: n >= 1.
+
+    Returns:
+        t*, in steps.
+
+    Raises:
+        ValueError: an argument breaks its condition.
+
+    Example:
+        >>> float(duration(3.0, 1024))
+        5.0
+
+    Source: Lewkowycz et al. (2020), arXiv 2003.02218, for the order log n; the constant is this project's.
+
+    """
+    a = _catapult_range(scaled_curvature)
+    return np.asarray(np.log(checked("width", width, least=1.0)) / (2 * np.log(a - 1)))
+
+
+def final_curvature(scaled_curvature: ArrayLike) -> FloatArray:
+    """Compute eta lambda where a catapult just above the lower edge ends, at large width.
+
+    With d = eta lambda - 2 and z = eta^2 f^2/n the sum z + d^2/2 + d^3/3 is conserved up to higher orders,
+    hence eta lambda_inf = 2 - delta - (2/3) delta^2 + O(delta^3), delta = eta lambda_0 - 2. Always
+    lambda_inf <= 2/eta; for eta lambda_0 above about 3 the end depends on f_0 and this form is off.
+
+    Args:
+        scaled_curvature: eta lambda_0, in (2, 4).
+
+    Returns:
+        eta lambda_inf.
+
+    Raises:
+        ValueError: scaled_curvature outside (2, 4).
+
+    Example:
+        >>> round(float(final_curvature(2.1)), 4)
+        1.8933
+
+    Source: this project.
+
+    """
+    delta = _catapult_range(scaled_curvature) - 2
+    return np.asarray(2 - delta - 2 * delta**2 / 3)
+
+
+def peak(scaled_curvature: ArrayLike) -> FloatArray:
+    """Compute the largest z = eta^2 f^2/n of a catapult just above the lower edge, at large width.
+
+    z = delta^2/2 + delta^3/3 + O(delta^4), delta = eta lambda_0 - 2: the peak loss is n z/(2 eta^2), of order n.
+
+    Args:
+        scaled_curvature: eta lambda_0, in (2, 4).
+
+    Returns:
+        z at the peak.
+
+    Raises:
+        ValueError: scaled_curvature outside (2, 4).
+
+    Example:
+        >>> round(float(peak(2.1)), 5)
+        0.00533
+
+    Source: this project.
+
+    """
+    delta = _catapult_range(scaled_curvature) - 2
+    return np.asarray(delta**2 / 2 + delta**3 / 3)
+
+
+def _catapult_range(scaled_curvature: ArrayLike) -> FloatArray:
+    """The argument, checked to lie in (2, 4)."""
+    a = checked("scaled_curvature", scaled_curvature, above=2.0)
+    if np.any(a >= UPPER_EDGE):
+        raise ValueError(f"scaled_curvature must be < 4, got {float(a.max())!r}")
+    return a
+
+
+SEPARATE = 1e-3
+"""Where |P - Q| is a smaller fraction of P + Q, the residual is carried by its own recursion."""
+
+
+@dataclass(frozen=True)
+class WarmUpRun:
+    """A run of the warm-up model; arrays are (steps+1, ...), and infinite from where a run overflows.
+
+    `residual` is f - y, carried to full relative precision. `phase` (...) is "lazy", "catapult" or
+    "divergent". `phase_is_exact` says whether it is read off the exact edges (label 0) or off the run.
+    """
+
+    output: FloatArray
+    curvature: FloatArray
+    residual: FloatArray
+    lr: FloatArray
+    phase: NDArray[np.str_]
+    phase_is_exact: NDArray[np.bool_]
+
+    @property
+    def loss(self) -> FloatArray:
+        """(f - y)^2 / 2."""
+        with np.errstate(over="ignore"):
+            return np.asarray(self.residual**2 / 2)
+
+
+def simulate(
+    output: ArrayLike,
+    curvature: ArrayLike,
+    lr: ArrayLike,
+    width: ArrayLike,
+    steps: int,
+    *,
+    label: ArrayLike = 0.0,
+    input: ArrayLike = 1.0,
+) -> WarmUpRun:
+    """Run gradient descent on the warm-up model from its output and curvature, whatever the width.
+
+    With P = eta x^2 |p|^2/n, Q = eta x^2 |q|^2/n and r = eta (f-y) x/sqrt(n), one step is exactly
+
+        P' = (1-r)^2 P,   Q' = (1+r)^2 Q,   r' = (1 - (P+Q) + r s) r,   s = (P-Q)/2,
+
+    where P + Q = eta lambda and s = eta f x/sqrt(n). For label 0, with a = eta lambda and z = s^2, this is
+    z' = (1-a+z)^2 z, a' = a - z (4-a), and the phases are exact at every width: the first step raises the
+    loss iff a_0 > 2 + z_0; the loss goes to 0 for a_0 < 4 and to infinity for a_0 > 4. At a_0 = 4 it stays
+    bounded and does not converge; that is called divergent here. A lazy run with z_0 <= 7/4 never rises; a
+    run that starts at f = y stays there and is called lazy. For another label the edges move by O(y^2/n)
+    and the phase is read off the run: divergent if it overflows within `steps`, catapult if its loss rises
+    above the first, lazy otherwise.
+
+    Args:
+        output: f_0. All arguments but `steps` broadcast together.
+        curvature: lambda_0 > 0, with lambda_0 >= 2 |f_0 x|/sqrt(n), as Cauchy-Schwarz has it.
+        lr: eta > 0.
+        width: n >= 1, 2^60 included.
+        steps: number of steps, >= 0.
+        label: y.
+        input: x, not 0.
+
+    Returns:
+        WarmUpRun; index 0 of its arrays is the start.
+
+    Raises:
+        ValueError: an argument breaks its condition, or no weights have this output and curvature.
+        TypeError: an argument is not numeric.
+
+    Example:
+        >>> run = simulate(1.0, 2.0, [0.5, 1.25, 2.25], width=2**60, steps=100)
+        >>> run.phase.tolist(), bool(1.25 * run.curvature[-1, 1] < 2)
+        (['lazy', 'catapult', 'divergent'], True)
+
+    Source: the model is that of Lewkowycz et al. (2020), arXiv 2003.02218; the reduction to (P, Q) and the
+    edges at finite width are this project's.
+
+    """
+    steps = checked_count("steps", steps, least=0)
+    f, curv, eta, n, y, x = np.broadcast_arrays(
+        checked("output", output),
+        checked("curvature", curvature, above=0.0),
+        checked("lr", lr, above=0.0),
+        checked("width", width, least=1.0),
+        checked("label", label),
+        checked("input", input),
+    )
+    per_output = eta * x / np.sqrt(n)
+    a, s = eta * curv, per_output * f
+    _check_start(a, s, curv, x)
+    residuals, curvatures = _iterate(a, s, f - y, per_output, y, steps)
+    phase = np.where(y == 0, _phase_by_edges(a, s), _phase_by_run(residuals, curvatures))
+    return WarmUpRun(residuals + y, curvatures / eta, residuals, eta.copy(), phase, np.asarray(y == 0))
+
+
+def _check_start(a: FloatArray, s: FloatArray, curvature: FloatArray, x: FloatArray) -> None:
+    """Raise ValueError where no weights can have this output and curvature."""
+    if np.any(x == 0):
+        raise ValueError("input must not be 0, got 0.0")
+    bad = 2 * np.abs(s) > a * (1 + 1e-12)
+    if np.any(bad):
+        i = int(np.argmax(bad.ravel()))
+        ratio = float((2 * np.abs(s) / a).ravel()[i])
+        raise ValueError(
+            f"curvature must be >= 2 |output input| / sqrt(width), got {float(curvature.ravel()[i])!r}, "
+            f"which is {1 / ratio:.3g} times that"
+        )
+
+
+def _iterate(
+    a: FloatArray, s: FloatArray, residual: FloatArray, per_output: FloatArray, y: FloatArray, steps: int
+) -> tuple[FloatArray, FloatArray]:
+    """Residuals f - y and eta*lambda at every step."""
+    shift = per_output * y
+    p, q = np.maximum(a / 2 + s, 0.0), np.maximum(a / 2 - s, 0.0)
+    r = per_output * residual
+    residuals, curvatures = (np.empty((steps + 1, *a.shape)) for _ in range(2))
+    residuals[0], curvatures[0] = residual, a
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(1, steps + 1):
+            r_next = (1.0 - (p + q) + r * (r + shift)) * r
+            p, q = (1.0 - r) ** 2 * p, (1.0 + r) ** 2 * q
+            split = (p - q) / 2 - shift
+            r = np.where(np.abs(split) > SEPARATE * (p + q), split, r_next)
+            lost = ~(np.isfinite(r) & np.isfinite(p + q))
+            r, p, q = np.where(lost, np.inf, r), np.where(lost, np.inf, p), np.where(lost, np.inf, q)
+            residuals[t] = np.where(lost, np.inf, r / per_output)
+            curvatures[t] = p + q
+    return residuals, curvatures
+
+
+def _phase_by_edges(a: FloatArray, s: FloatArray) -> NDArray[np.str_]:
+    rises = (a > 2 + s**2) & (s != 0)
+    return np.where(
+        s == 0, "lazy", np.where(a >= UPPER_EDGE, "divergent", np.where(rises, "catapult", "lazy"))
+    )
+
+
+def _phase_by_run(residuals: FloatArray, curvatures: FloatArray) -> NDArray[np.str_]:
+    """The phase as the run shows it."""
+    size = np.abs(residuals)
+    diverged = ~(np.isfinite(size[-1]) & np.isfinite(curvatures[-1]))
+    return np.where(diverged, "divergent", np.where(size.max(axis=0) > size[0], "catapult", "lazy"))
+
+
+def initial_state(
+    width: int, size: int | tuple[int, ...] = (), *, input: float = 1.0, seed: int = 0
+) -> tuple[FloatArray, FloatArray]:
+    """Draw outputs and curvatures of the warm-up model with N(0, 1) weights, in their exact law at any width.
+
+    Args:
+        width: n >= 1, 2^60 included: no weights are drawn.
+        size: shape of the draws.
+        input: x.
+        seed: of the draws.
+
+    Returns:
+        (output, curvature), each of the given shape.
+
+    Raises:
+        ValueError: width < 1, or input not finite.
+
+    Example:
+        >>> output, curvature = initial_state(2**60, 1000)
+        >>> bool(abs(output.std() - 1) < 0.1), bool(np.allclose(curvature, 2.0))
+        (True, True)
+
+    Source: Bartlett's decomposition of a Wishart matrix.
+
+    """
+    x = float(checked("input", input))
+    start = WeightCorrelations.draw(width, 1, size, seed=seed)
+    return x * start.uv[..., 0], x**2 * (start.vv + start.uu[..., 0, 0])

@@ -1,0 +1,1 @@
+"""Curvature that can be trusted: Hessian and NTK, their largest eigenvalues."""

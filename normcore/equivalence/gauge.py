@@ -1,0 +1,102 @@
+"""One step of the gauge recursion: the optimizer itself, run on a scalar whose gradient is zero.
+
+Let x_t be that scalar and p_t its momentum buffer. The weights of a run with weight decay, divided by x_t,
+are the weights of a run without it, at another learning rate. Only the ratios alpha = x_{t+1}/x_t and kappa_t
+= p_t/x_t enter, so that the recursion neither overflows nor underflows. Here is what one step does to them;
+`equivalence` turns it into whole schedules and `exp_lr` attaches it to an optimizer.
+"""
+
+import math
+from collections.abc import Callable
+
+from normcore.checks import columns
+
+Step = tuple[float, float, float, float, float, float]
+"""(decrease, ratio, rate_gain, momentum, gain_before, gain_after): alpha = 1 - decrease, the new kappa, the factor in
+lr~ = lr * rate_gain / (x_t x_{t+1}), the momentum of the run without weight decay, and the factors on its
+buffer before and after the step.
+"""
+
+StepFunction = Callable[[float, float, float, float, float], Step]
+
+
+def coupled_step(ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float) -> Step:
+    """SGD whose weight decay enters the gradient.
+
+    The step is v <- momentum v + (1-dampening)(g + wd theta), theta <- theta - lr v.
+    """
+    shift = momentum * ratio + (1.0 - dampening) * weight_decay
+    decrease = lr * shift
+    return decrease, shift / (1.0 - decrease), 1.0, momentum, 1.0, 1.0
+
+
+def nesterov_step(ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float) -> Step:
+    """The same with torch's Nesterov step theta <- theta - lr (g + wd theta + momentum v): all three coefficients move."""
+    shift = momentum * ratio + weight_decay
+    decrease = lr * (weight_decay + momentum * shift)
+    alpha, kept = 1.0 - decrease, 1.0 - lr * weight_decay
+    gain = 1.0 + momentum * lr * ratio
+    return decrease, shift / alpha, alpha / kept, momentum * gain / alpha, kept * alpha / gain**2, gain
+
+
+def decoupled_step(ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float) -> Step:
+    """Decay outside the update, theta <- (1 - lr wd) theta - lr update: SGDW, AdamW, Lion, sign updates."""
+    decrease = lr * weight_decay
+    return decrease, ratio, 1.0, momentum, 1.0, 1.0 - decrease
+
+
+def step_function(*, nesterov: bool, decoupled: bool) -> StepFunction:
+    """The step for an optimizer with these switches."""
+    if decoupled:
+        return decoupled_step
+    return nesterov_step if nesterov else coupled_step
+
+
+def reset_threshold(momentum: float, lr: float, weight_decay: float, *, nesterov: bool) -> float:
+    """The alpha below which the gauge is reset to kappa = 0.
+
+    At or below the critical point lr wd = (1-sqrt(momentum))^2 alpha stays above the modulus of the roots,
+    sqrt(momentum) (with Nesterov sqrt(momentum (1 - lr wd))), at constant hyper-parameters. Half of it is
+    never reached there, and beyond the critical point it is crossed long before x would turn negative.
+    """
+    modulus_squared = momentum * (1.0 - lr * weight_decay) if nesterov else momentum
+    return 0.5 * math.sqrt(max(modulus_squared, 0.0))
+
+
+def growth_factor(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
+    """The root alpha by which a constant schedule shrinks x_t each step; the rate grows by alpha^-2.
+
+    alpha is the larger root of x^2 - (1 + momentum - lr*weight_decay) x + momentum = 0. Coupled decay;
+    constant hyper-parameters.
+
+    Args:
+        lr: learning rate, >= 0.
+        weight_decay: >= 0.
+        momentum: in [0, 1).
+
+    Returns:
+        alpha, in (0, 1].
+
+    Raises:
+        ValueError: an argument breaks its condition, or lr*weight_decay > (1-sqrt(momentum))^2, beyond which
+            no real root exists.
+
+    Example:
+        >>> alpha = growth_factor(0.1, 5e-4, 0.9)
+        >>> round(alpha ** (-2 * 391), 5)  # the growth in an epoch of 391 steps
+        1.48123
+
+    Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.9.
+
+    """
+    columns(1, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    product = lr * weight_decay
+    critical = (1.0 - math.sqrt(momentum)) ** 2
+    if not 0.0 <= product <= critical:
+        raise ValueError(
+            f"lr*weight_decay must lie in [0, (1-sqrt(momentum))^2] = [0, {critical:.6g}], got {product:.6g} "
+            f"(lr={lr!r}, weight_decay={weight_decay!r}, momentum={momentum!r}): beyond it the roots are complex"
+        )
+    # (sqrt(c) + sqrt(m))^2 and so on: the product form of the discriminant keeps its digits near the critical point.
+    discriminant = (critical - product) * ((1.0 + math.sqrt(momentum)) ** 2 - product)
+    return 1.0 - 2.0 * product / (1.0 - momentum + product + math.sqrt(discriminant))

@@ -1,0 +1,275 @@
+"""Weight decay as an exponential learning rate, for any schedule: pure numbers, no optimizer.
+
+On a scale-invariant loss, SGD with learning rates lr_t, weight decays wd_t and momenta is, in function space,
+the same run as one without weight decay at the rates this module computes. The theorems of Li & Arora (2020)
+are its special cases: `exponential_lr` (2.1, 2.9), `texp` (2.12) and `texp_plus_plus` (2.13). Step t moves
+theta_t to theta_{t+1}; throughout theta_t = x_t theta~_t, and the tilde marks the run without weight decay.
+"""
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normcore.checks import columns, require
+from normcore.equivalence.gauge import growth_factor, reset_threshold, step_function
+from normcore.schedules import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class EquivalentSchedule:
+    """The run without weight decay that equals a run with it.
+
+    Start a stock optimizer from theta~_0 = theta_0 and the same momentum buffer, set `weight_decay=0`, and
+    before step t (i) multiply the buffer by `gain_after[t-1]` (from step 1 on), (ii) add `corrections[t]` *
+    theta~_t to it if there is such an entry, (iii) multiply it by `gain_before[t]`, (iv) set the learning
+    rate and momentum of step t. For SGD with coupled decay and without Nesterov every gain is 1, so that only
+    the learning rate and the corrections are left; `normcore.follow` does all four.
+
+    Attributes:
+        log_lr: (T,) logarithm of the learning rate; -inf where the original rate is 0.
+        log_scale: (T+1,) log x_t.
+        buffer_ratio: (T+1,) kappa_t = p_t / x_t, after the correction of step t.
+        momentum: (T,) momentum of the run without weight decay.
+        gain_before: (T,) factor on the momentum buffer before step t.
+        gain_after: (T,) factor on it after step t. A buffer of degree r in the gradients (AdamW's second
+            moment: r = 2) takes the factor to the power r.
+        corrections: step -> coefficient of theta~_t to add to the buffer before that step.
+
+    """
+
+    log_lr: FloatArray
+    log_scale: FloatArray
+    buffer_ratio: FloatArray
+    momentum: FloatArray
+    gain_before: FloatArray
+    gain_after: FloatArray
+    corrections: Mapping[int, float]
+
+    def __repr__(self) -> str:
+        """A line: the range of the rate, not its values."""
+        return (
+            f"EquivalentSchedule(steps={self.steps}, log10_lr={self.log_lr[0] / math.log(10):.4g}.."
+            f"{self.log_lr[-1] / math.log(10):.4g}, corrections={len(self.corrections)})"
+        )
+
+    @property
+    def steps(self) -> int:
+        """The number of steps T."""
+        return len(self.log_lr)
+
+    @property
+    def lr(self) -> FloatArray:
+        """The learning rates, shape (T,).
+
+        Raises OverflowError where one exceeds the float range: use `log_lr` there.
+        """
+        too_large = np.flatnonzero(self.log_lr > math.log(np.finfo(np.float64).max))
+        if too_large.size:
+            raise OverflowError(
+                f"lr exceeds the float64 range from step {too_large[0]} on; use log_lr, or ExpLR, which rebases"
+            )
+        return np.exp(self.log_lr)
+
+    @property
+    def buffer_shift(self) -> FloatArray:
+        """p_t, shape (T+1,), in buf~_t = x_t buf_t - p_t theta_t (0 where x_t underflows; `buffer_ratio` never does)."""
+        return self.buffer_ratio * np.exp(self.log_scale)
+
+    def to_wd_free(self, theta: Any, buf: Any, t: int) -> tuple[Any, Any]:
+        """Map the state (theta_t, buf_t) of the run with weight decay to the state of the run without it.
+
+        Args:
+            theta: weights before step t, array or tensor of any shape.
+            buf: momentum buffer of the same shape, or None when there is none yet (taken as 0).
+            t: the step the state is ready for, 0 <= t <= T; the correction of step t is included.
+
+        Returns:
+            (theta~_t, buf~_t) = (theta / x_t, x_t buf - p_t theta).
+
+        """
+        x, ratio = self._gauge(t)
+        return theta / x, x * ((0.0 if buf is None else buf) - ratio * theta)
+
+    def from_wd_free(self, theta: Any, buf: Any, t: int) -> tuple[Any, Any]:
+        """The inverse of `to_wd_free`: (theta_t, buf_t) = (x_t theta~, (buf~ + p_t theta_t) / x_t)."""
+        x, ratio = self._gauge(t)
+        original = x * theta
+        return original, (0.0 if buf is None else buf) / x + ratio * original
+
+    def _gauge(self, t: int) -> tuple[float, float]:
+        if not 0 <= t <= self.steps:
+            raise ValueError(f"t must be between 0 and {self.steps}, got {t!r}")
+        x = math.exp(self.log_scale[t])
+        if x == 0.0:
+            raise OverflowError(
+                f"x_t underflows at t={t} (log x_t = {self.log_scale[t]:.4g}); use log_scale, or ExpLR, which rebases"
+            )
+        return x, float(self.buffer_ratio[t])
+
+
+def equivalent_schedule(
+    lr: ArrayLike,
+    weight_decay: ArrayLike,
+    momentum: ArrayLike = 0.0,
+    *,
+    start: Literal["zero", "stationary"] = "zero",
+    nesterov: bool = False,
+    dampening: ArrayLike = 0.0,
+    decoupled: bool = False,
+    degree: int = 1,
+    steps: int | None = None,
+) -> EquivalentSchedule:
+    """Compute the schedule without weight decay that equals any schedule with it, on a scale-invariant loss.
+
+    With x_0 = 1 and p_0 = 0 the optimizer runs on a scalar whose gradient is zero,
+
+        p_{t+1} = momentum_t p_t + (1-dampening_t) wd_t x_t,   x_{t+1} = x_t - lr_t p_{t+1},
+
+    and the rate is lr~_t = lr_t / (x_t x_{t+1}). Below the critical point nothing else changes: a zero
+    momentum buffer stays exact. Where x_t would turn negative (lr wd > (1-sqrt(momentum))^2) the gauge is
+    reset to p = 0 at the price of a correction.
+
+    Convention: torch's. Coupled (L2) decay unless `decoupled`; the rate multiplies outside the buffer; lr_t,
+    wd_t and momentum_t act in the step theta_t -> theta_{t+1}.
+
+    Args:
+        lr: learning rate, float or (T,), finite and >= 0.
+        weight_decay: float or (T,), finite, 1 - lr*weight_decay > 0.
+        momentum: float or (T,), in [0, 1).
+        start: "zero" keeps the initial buffer as it is (Theorem 2.13 with alpha_{-1} = alpha_0 = 1);
+            "stationary" starts on the root of Theorem 2.9, which needs the initial correction -kappa theta_0
+            listed in `corrections`.
+        nesterov: torch's Nesterov step.
+        dampening: float or (T,), in [0, 1). (torch applies none in the step that creates the buffer: put 0
+            there.)
+        decoupled: theta <- (1 - lr wd) theta - lr update (SGDW, AdamW, Lion).
+        degree: degree q of the update in the gradients: 1 for SGD; 0 for AdamW, Lion, sign and orthogonalised
+            updates, which need `decoupled`. The rate is lr_t / (x_t^q x_{t+1}); AdamW's eps must be
+            multiplied by x_t.
+        steps: T, needed when no argument is an array.
+
+    Returns:
+        EquivalentSchedule.
+
+    Raises:
+        ValueError: an argument breaks its condition, or lengths differ.
+        TypeError: an argument is not numeric.
+
+    Example:
+        >>> schedule = equivalent_schedule(0.1, 5e-4, steps=3)
+        >>> bool(np.allclose(schedule.lr, 0.1 * (1 - 5e-5) ** np.array([-1.0, -3.0, -5.0]), rtol=1e-14))
+        True
+
+    Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.13; the form as a scalar run is this project's.
+
+    """
+    hyper = columns(steps, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening)
+    _check_switches(start, nesterov, decoupled, degree, hyper)
+    regauge = {}
+    if start == "stationary" and not decoupled and hyper[2][0] > 0:
+        first_lr, first_wd, first_momentum, first_dampening = (float(column[0]) for column in hyper)
+        regauge[0] = stationary_ratio(first_lr, (1 - first_dampening) * first_wd, first_momentum)
+    return run_gauge(hyper, regauge, nesterov=nesterov, decoupled=decoupled, degree=degree)
+
+
+def _check_switches(
+    start: str, nesterov: bool, decoupled: bool, degree: int, hyper: Sequence[FloatArray]
+) -> None:
+    """Raise ValueError for switches that contradict one another."""
+    lr, weight_decay, momentum, dampening = hyper
+    if start not in ("zero", "stationary"):
+        raise ValueError(f"start must be 'zero' or 'stationary', got {start!r}")
+    if degree not in (0, 1, 2):
+        raise ValueError(f"degree must be 0, 1 or 2, got {degree!r}")
+    if degree != 1 and not decoupled:
+        raise ValueError(
+            f"degree must be 1 unless decoupled=True, got {degree!r}: coupled decay inside such an update has no gauge"
+        )
+    if not nesterov:
+        return
+    if start == "stationary":
+        raise ValueError("start must be 'zero' when nesterov=True, got 'stationary'")
+    require(dampening == 0, "dampening", dampening, "0 when nesterov=True, as in torch")
+    if not decoupled:
+        kept = lr * weight_decay * (1 + momentum) < 1
+        require(
+            kept,
+            "weight_decay",
+            weight_decay,
+            "such that lr*weight_decay*(1+momentum) < 1 when nesterov=True",
+        )
+
+
+def run_gauge(
+    hyper: Sequence[FloatArray],
+    regauge: Mapping[int, float],
+    *,
+    nesterov: bool = False,
+    decoupled: bool = False,
+    degree: int = 1,
+) -> EquivalentSchedule:
+    """Run the recursion over the columns (lr, wd, momentum, dampening).
+
+    `regauge` sets kappa before the given steps.
+    """
+    advance = step_function(nesterov=nesterov, decoupled=decoupled)
+    log_scale, lost, ratio = (
+        0.0,
+        0.0,
+        0.0,
+    )  # `lost` is Kahan's compensation: a million small logarithms are summed
+    scales, ratios, gauges = array("d", [0.0]), array("d"), array("d")
+    corrections: dict[int, float] = {}
+    for t, (lr, wd, momentum, dampening) in enumerate(
+        zip(*(column.tolist() for column in hyper), strict=True)
+    ):
+        target = regauge.get(t)
+        gauge = advance(ratio if target is None else target, lr, wd, momentum, dampening)
+        if (
+            gauge[0] > 0.5
+            and ratio != 0.0
+            and 1.0 - gauge[0] < reset_threshold(momentum, lr, wd, nesterov=nesterov)
+        ):
+            target = 0.0
+            gauge = advance(target, lr, wd, momentum, dampening)
+        if target is not None:
+            corrections[t] = (ratio - target) * math.exp(2.0 * log_scale)
+            ratio = target
+        ratios.append(ratio)
+        gauges.extend(gauge[2:])
+        ratio = gauge[1]
+        term = math.log1p(-gauge[0]) - lost
+        total = log_scale + term
+        lost, log_scale = (total - log_scale) - term, total
+        scales.append(log_scale)
+    rate_gain, run_momentum, before, after = np.array(gauges).reshape(-1, 4).T
+    scale = np.array(scales)
+    with np.errstate(divide="ignore"):  # log 0 = -inf is what a rate of 0 means
+        log_lr = np.log(hyper[0]) + np.log(rate_gain) - degree * scale[:-1] - scale[1:]
+    ratios.append(ratio)
+    return EquivalentSchedule(
+        log_lr=_frozen(log_lr),
+        log_scale=_frozen(scale),
+        buffer_ratio=_frozen(np.array(ratios)),
+        momentum=_frozen(run_momentum),
+        gain_before=_frozen(before),
+        gain_after=_frozen(after),
+        corrections=MappingProxyType(corrections),
+    )
+
+
+def _frozen(values: FloatArray) -> FloatArray:
+    values = np.ascontiguousarray(values)
+    values.setflags(write=False)
+    return values
+
+
+def stationary_ratio(lr: float, weight_decay: float, momentum: float) -> float:
+    """The fixed point kappa = wd / (alpha - momentum) of the recursion."""
+    return weight_decay / (growth_factor(lr, weight_decay, momentum) - momentum)

@@ -1,0 +1,1 @@
+"""The papers' own runs behind one command, each stored with its provenance."""

@@ -1,0 +1,193 @@
+"""Results of long runs as data files, each run with what is needed to judge it and to make it again."""
+
+import datetime
+import hashlib
+import json
+import math
+import platform
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from normcore.files import atomic_write
+
+PACKAGE = Path(__file__).parent.parent
+"""The folder of the package whose sources are fingerprinted."""
+
+DIGITS = 7
+"""Significant digits of a stored number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The runs of one data file.
+
+    Attributes:
+        settings: name -> value, common to all runs.
+        runs: one mapping a run, with keys "arm", "seed", "records" (name -> numbers), "diverged_at" and
+            "provenance".
+
+    """
+
+    settings: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]]
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, in the order of the file."""
+        return list(dict.fromkeys(run["arm"] for run in self.runs))
+
+    def seeds(self, arm: str) -> list[int]:
+        """The seeds of an arm, in the order of the rows of `records`."""
+        return [run["seed"] for run in self._of(arm)]
+
+    def records(self, arm: str, name: str) -> NDArray[np.float64]:
+        """One record of an arm as (seeds, readings); nan where a run diverged or read nothing.
+
+        Raises:
+            KeyError: there is no such arm or record.
+
+        """
+        rows = [np.array(run["records"][name], dtype=np.float64) for run in self._of(arm)]
+        table = np.full((len(rows), max(map(len, rows))), np.nan)
+        for row, values in zip(table, rows, strict=True):
+            row[: len(values)] = values
+        return table
+
+    def final(self, arm: str, name: str) -> tuple[float, float, int]:
+        """Mean over seeds of the last reading, its standard error (nan for one seed) and the number of seeds."""
+        last = self.records(arm, name)[:, -1]
+        se = float(last.std(ddof=1)) / math.sqrt(len(last)) if len(last) > 1 else math.nan
+        return float(last.mean()), se, len(last)
+
+    def provenance(self, name: str) -> str:
+        """The values that an entry of the runs' provenance takes, each once."""
+        return ", ".join(dict.fromkeys(str(run["provenance"][name]) for run in self.runs))
+
+    def _of(self, arm: str) -> list[Mapping[str, Any]]:
+        found = [run for run in self.runs if run["arm"] == arm]
+        if not found:
+            raise KeyError(f"no arm named {arm!r}; the file has {self.arms}")
+        return found
+
+    def __repr__(self) -> str:
+        """Lines of text: settings, arms, then where the runs come from."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        arms = ", ".join(f"{arm} x{len(self.seeds(arm))}" for arm in self.arms)
+        names = self.runs[0]["provenance"] if self.runs else {}
+        wrapped = [textwrap.fill(line, 90, subsequent_indent="  ") for line in (settings, arms)]
+        return "\n".join([*wrapped, *(f"{name}: {self.provenance(name)}" for name in names)])
+
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, str]:
+    """Say what made a run: versions, device, the sources of the package, and the day (UTC).
+
+    Example:
+        >>> sorted(provenance("cpu"))
+        ['date', 'device', 'numpy', 'python', 'source', 'torch']
+
+    """
+    place = torch.device(device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine() or "cpu"
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": f"{place.type}: {name}",
+        "source": source_hash(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+@cache
+def source_hash(package: Path = PACKAGE) -> str:
+    """Fingerprint the sources below a folder: names and contents of all its .py files, 16 hexadecimal digits.
+
+    Read once in a process, so that it is what the process began with.
+
+    Example:
+        >>> len(source_hash())
+        16
+
+    """
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def load(path: str | Path) -> Stored | None:
+    """Read a data file; None where there is none, for then nobody has run this yet.
+
+    Raises:
+        ValueError: the file is not one that `add_run` wrote.
+
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Stored(content["settings"], content["runs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"path must be a file of stored runs, got {path.name}, which is damaged or something else"
+        ) from error
+
+
+def add_run(
+    path: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    arm: str,
+    seed: int,
+    records: Mapping[str, Any],
+    diverged_at: int | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Put a run into a data file, in place of the one with the same arm and seed; the file is replaced at once.
+
+    Args:
+        path: of the file, which is made where there is none.
+        settings: of all runs of the file, plain values.
+        arm: what distinguishes the run.
+        seed: likewise.
+        records: name -> numbers; kept to 7 digits, what is not finite as null.
+        diverged_at: the step at which the loss stopped being finite, or None.
+        device: on which it ran.
+
+    Raises:
+        ValueError: the file holds runs with other settings.
+
+    """
+    path, settings = Path(path), json.loads(json.dumps(dict(settings)))
+    before = load(path)
+    if before is not None and before.settings != settings:
+        names = {*before.settings, *settings}
+        differ = sorted(n for n in names if before.settings.get(n, n) != settings.get(n, n))
+        raise ValueError(f"settings must be those of {path.name}, got others for {differ}")
+    run = {
+        "arm": arm,
+        "seed": seed,
+        "diverged_at": diverged_at,
+        "provenance": provenance(device),
+        "records": {name: [_number(v) for v in np.ravel(values)] for name, values in records.items()},
+    }
+    kept = [r for r in (before.runs if before else []) if (r["arm"], r["seed"]) != (arm, seed)]
+    lines = [json.dumps(r, allow_nan=False) for r in [*kept, run]]
+    text = f'{{"settings": {json.dumps(settings)},\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
+    atomic_write(path, text)
+
+
+def _number(value: Any) -> float | None:
+    """A float of few digits; None for what JSON cannot say."""
+    number = float(value)
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None

@@ -1,0 +1,40 @@
+"""Write a file whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> Path:
+    """Write a file so that a kill, a full disk or a second writer leaves the old one or the new one, never a part.
+
+    The bytes go to a temporary name beside it, are forced to the disk, and only then get their name. Text is UTF-8.
+
+    Args:
+        path: its folder is made where it is missing.
+        content: what the file is to hold.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: it cannot be written; the old file is still there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atomic_write(Path(folder, "a", "b.txt"), "text").read_text()
+        'text'
+
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,152 @@
+"""The degree of homogeneity of what enters each normalization layer, measured.
+
+f is homogeneous of degree k in some weights when f(c w) = c^k f(w). A norm layer removes any
+degree; what matters is that its input has one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normcore.invariance.probing import untouched
+
+NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+TOLERANCE = 1e-4
+"""How far log2 of the ratio may lie from an integer. Doubling is exact in binary floats, in half precision too,
+so that only a mixture moves it; a small bias outside the group by as little as 1e-2."""
+
+NO_EPS = 1e-30
+"""Stands in for eps = 0 while degrees are measured (BatchNorm refuses 0 in training): eps itself
+must not blur them."""
+
+
+def norm_input_degrees(
+    model: nn.Module, groups: Sequence[Sequence[Tensor]], inputs: tuple[Any, ...]
+) -> dict[str, list[int]]:
+    """Measure the degree of homogeneity of every norm layer's input in each group of weights.
+
+    Doubles the weights of a group, which is exact in binary floats, and compares the norm of each
+    layer's input: degree = log2 of the ratio, the same at every call of the layer. The model is run
+    in train mode, with eps as good as 0, and left as it was.
+
+    Args:
+        model: any module with torch's normalization layers.
+        groups: lists of the model's parameters.
+        inputs: the pair (args, kwargs) of the model's forward (a tuple and a dict), or args alone.
+
+    Returns:
+        Layer name -> one degree for each group. Layers that the forward pass does not reach are
+        left out.
+
+    Raises:
+        ValueError: an input mixes parts that scale and parts that do not, or a layer that is called
+            several times sees several degrees.
+
+    Example:
+        >>> layers = nn.Linear(3, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4)
+        >>> net = nn.Sequential(*layers).double()
+        >>> groups = [[net[0].weight], [net[2].weight, net[2].bias]]
+        >>> norm_input_degrees(net, groups, ((torch.randn(5, 3).double(),), {}))
+        {'1': [1, 0], '3': [0, 1]}
+
+    Source: the degrees of Li & Arora (2020), arXiv 1910.07454, appendix C; the measurement is this
+    project's.
+
+    """
+    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
+    call = inputs if pair else (inputs, {})
+    with untouched(model, train=True), _without_eps(model):
+        base = _input_norms(model, call)
+        degrees: dict[str, list[int]] = {name: [] for name in base}
+        for group in groups:
+            _multiply(group, 2.0)
+            doubled = _input_norms(model, call)
+            for name in base:
+                degrees[name].append(_degree(name, doubled.get(name, []), base[name]))
+            _multiply(group, 0.5)
+    return degrees
+
+
+@torch.no_grad()
+def _multiply(tensors: Sequence[Tensor], factor: float) -> None:
+    """Multiply each tensor, sharded or not, in place."""
+    for tensor in tensors:
+        tensor.mul_(factor)
+
+
+@contextmanager
+def _without_eps(model: nn.Module) -> Iterator[None]:
+    """Within this context every norm layer's eps is as good as 0."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, NORM_LAYERS)]
+    eps = [layer.eps for layer in layers]
+    try:
+        for layer in layers:
+            layer.eps = NO_EPS
+        yield
+    finally:
+        for layer, value in zip(layers, eps, strict=True):
+            layer.eps = value
+
+
+def _degree(name: str, doubled: Sequence[float], base: Sequence[float]) -> int:
+    """The degree that all calls of a layer agree on."""
+    if len(doubled) != len(base):
+        raise ValueError(
+            f"norm layer {name!r} must be called equally often at every scale of the weights, got "
+            f"{len(base)} and {len(doubled)} calls"
+        )
+    found = {_call_degree(name, *norms) for norms in zip(doubled, base, strict=True)} - {None}
+    if len(found) > 1:
+        raise ValueError(
+            f"the inputs of norm layer {name!r} must have one degree in the group's weights at "
+            f"every call, got {sorted(d for d in found if d is not None)}: give each call a layer "
+            "of its own, or leave the parameters that only some calls see out of the group"
+        )
+    return found.pop() or 0 if found else 0
+
+
+def _call_degree(name: str, doubled: float, base: float) -> int | None:
+    """The integer log2 of a ratio of norms; None where nothing reaches the layer at any scale."""
+    if base == 0.0 and doubled == 0.0:
+        return None
+    exponent = math.log2(doubled / base) if base > 0.0 and doubled > 0.0 else math.nan
+    if not abs(exponent - round(exponent) if math.isfinite(exponent) else math.nan) <= TOLERANCE:
+        raise ValueError(
+            f"the input of norm layer {name!r} must be homogeneous in the group's weights, got "
+            f"degree {exponent:.3f}: its input mixes scaled and unscaled parts (a bias, or a "
+            "shortcut, outside the group); leave that parameter out of the group, or tag all parts"
+        )
+    return round(exponent)
+
+
+@torch.no_grad()
+def _input_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[float]]:
+    """The norm of each norm layer's input at each of its calls in one forward pass."""
+    norms: dict[str, list[float]] = {}
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, NORM_LAYERS):
+
+            def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                z = args[0] if args else kwargs["input"]
+                norms.setdefault(name, []).append(float(z.detach().double().norm()))
+
+            handles.append(layer.register_forward_pre_hook(record, with_kwargs=True))
+    try:
+        torch.manual_seed(0)
+        model.forward(*inputs[0], **inputs[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return norms

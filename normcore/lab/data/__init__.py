@@ -1,0 +1,1 @@
+"""Data sets resident in memory, their batches and splits."""

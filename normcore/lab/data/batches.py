@@ -1,0 +1,206 @@
+"""Batches that are made when asked for, each from (seed, step) only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+AUGMENT, EPOCH = 1, 2
+"""What a seed is spent on, so that one seed gives unrelated draws to each."""
+
+
+def generator_of(seed: int, purpose: int, t: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, purpose, t) only."""
+    words = np.random.SeedSequence([seed % 2**64, purpose, t]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def windows(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int) -> Tensor:
+    """Pad the images with zeros and cut from each a window of the old size, at its own place, mirrored or not.
+
+    Args:
+        x: (B, C, H, W) images; zero is black for pixels that are not standardised yet.
+        top: (B,) first row of each window, 0 ... 2 padding; padding leaves the rows as they are.
+        left: (B,) first column, likewise.
+        mirrored: (B,) booleans: left and right of the window change places.
+        padding: pixels added on each side.
+
+    Returns:
+        (B, C, H, W).
+
+    Example:
+        >>> image, here = torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor
+        >>> windows(image, here([0]), here([1]), here([True]), 1)[0, 0].tolist()  # a row down, mirrored
+        [[0, 0], [2, 1]]
+
+    """
+    height, width = x.shape[-2:]
+    column = torch.arange(width, device=x.device)
+    columns = torch.where(mirrored[:, None], column.flip(0), column) + left[:, None]
+    rows = torch.arange(height, device=x.device) + top[:, None]
+    place = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    places = place.flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    return pad(x, (padding,) * 4).flatten(2).gather(2, places).view_as(x)
+
+
+def augment(x: Tensor, *, crop: int, flip: bool, seed: int, t: int) -> Tensor:
+    """Shift each image by up to `crop` pixels each way and mirror half of them.
+
+    The usual augmentation of small photographs (`RandomCrop(size, padding=crop)`, `RandomHorizontalFlip()`),
+    with a place and a side for each image. Draws come from a CPU generator that depends on (seed, t) only: the
+    batch is the same on every device, and in a run that was resumed.
+
+    Args:
+        x: (B, C, H, W) pixels, before they are standardised: what is moved in is black.
+        crop: pixels of padding; 0 does not move the images.
+        flip: whether to mirror each image with probability 1/2.
+        seed: of the draws.
+        t: the step.
+
+    Returns:
+        (B, C, H, W).
+
+    Example:
+        >>> x = torch.arange(1, 5, dtype=torch.uint8).reshape(1, 1, 2, 2)
+        >>> [augment(x, crop=0, flip=True, seed=0, t=t).flatten().tolist() for t in (1, 2, 3, 4)]
+        [[2, 1, 4, 3], [1, 2, 3, 4], [1, 2, 3, 4], [2, 1, 4, 3]]
+
+    """
+    generator = generator_of(seed, AUGMENT, t)
+    places = torch.randint(2 * crop + 1, (2, len(x)), generator=generator)
+    sides = torch.randint(2, (1, len(x)), generator=generator) * flip
+    top, left, mirrored = torch.cat([places, sides]).to(x.device, non_blocking=True)
+    return windows(x, top, left, mirrored.bool(), crop)
+
+
+BLOCK = 2**20
+"""Draws with replacement are held a block at a time: 4 MiB of int32, however long the run."""
+
+
+class Draw(Protocol):
+    """Which examples are in the batch of step t: (B,) int32."""
+
+    batch_size: int
+
+    def __call__(self, t: int) -> Tensor:
+        """Return the row of step t."""
+        ...
+
+
+class WithReplacement:
+    """Row t of one table `randint(count, (steps, batch_size))`, of which a block is held at a time."""
+
+    def __init__(self, count: int, batch_size: int, steps: int, seed: int, device: torch.device) -> None:
+        """Start at the seed; `steps` only keeps the table of a short run short."""
+        self.count, self.batch_size, self.device = count, batch_size, device
+        self.rows = min(steps, max(1, BLOCK // batch_size))
+        self._states = {0: torch.Generator().manual_seed(seed).get_state()}
+        self._held: tuple[int, Tensor | None] = (-1, None)
+
+    def __call__(self, t: int) -> Tensor:
+        """Draw the rows of batch t."""
+        block, row = divmod(t, self.rows)
+        held, table = self._held
+        if table is None or held != block:
+            table = self._table(block)
+            self._held = block, table  # in one go: threads may share the batches
+        return table[row]
+
+    def _table(self, block: int) -> Tensor:
+        """Draw on from the nearest block whose generator is known."""
+        start = max(known for known in list(self._states) if known <= block)
+        generator, shape = torch.Generator(), (self.rows, self.batch_size)
+        generator.set_state(self._states[start])
+        for known in range(start, block + 1):
+            table = torch.randint(self.count, shape, generator=generator, dtype=torch.int32)
+            self._states[known + 1] = generator.get_state()
+        return table.to(self.device)
+
+
+class WithoutReplacement:
+    """A fresh permutation for each epoch; what is left over at its end is dropped."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self.count, self.batch_size, self.seed, self.device = count, batch_size, seed, device
+        self._held: tuple[int, Tensor | None] = (-1, None)
+
+    def __call__(self, t: int) -> Tensor:
+        """Return the examples of step t."""
+        epoch, row = divmod(t, self.count // self.batch_size)
+        held, order = self._held
+        if order is None or held != epoch:
+            generator = generator_of(self.seed, EPOCH, epoch)
+            order = torch.randperm(self.count, generator=generator, dtype=torch.int32).to(self.device)
+            self._held = epoch, order
+        return order[row * self.batch_size : (row + 1) * self.batch_size]
+
+
+def draw_of(labels: Tensor, steps: int, batch_size: int, seed: int, replacement: bool) -> Draw:
+    """Choose from the examples of `labels`, with replacement or an epoch at a time."""
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value!r}")
+    if replacement:
+        return WithReplacement(len(labels), batch_size, steps, seed, labels.device)
+    if batch_size > len(labels):
+        raise ValueError(f"batch_size must be <= {len(labels)} without replacement, got {batch_size!r}")
+    return WithoutReplacement(len(labels), batch_size, seed, labels.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches(Sequence[tuple[Tensor, Tensor]]):
+    """A list of (x, y) that holds no batch: item t is drawn, augmented and standardised when it is asked for.
+
+    It depends on (seed, t) only, so that a run that goes on from step t sees what it would have seen. A slice
+    is `Batches` again, and its first item is the batch of the step where it starts.
+
+    Attributes:
+        pixels: (N, ...) of the whole training set.
+        labels: (N,).
+        standardise: makes floats of pixels.
+        draw: step -> which examples.
+        steps: the steps of items 0, 1, ...
+        seed: of the augmentation.
+        crop: pixels of padding around random crops.
+        flip: whether half of the images are mirrored.
+
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    standardise: Callable[[Tensor], Tensor]
+    draw: Draw
+    steps: range
+    seed: int
+    crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a crop that means nothing."""
+        if self.crop < 0:
+            raise ValueError(f"crop must be >= 0, got {self.crop!r}")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __getitem__(self, item: slice) -> "Batches": ...
+    def __getitem__(self, item: int | slice) -> "tuple[Tensor, Tensor] | Batches":
+        """One batch, or a part of the list."""
+        if isinstance(item, slice):
+            return replace(self, steps=self.steps[item])
+        t = self.steps[item]
+        chosen = self.draw(t)
+        pixels = self.pixels.index_select(0, chosen)
+        if self.crop or self.flip:
+            pixels = augment(pixels, crop=self.crop, flip=self.flip, seed=self.seed, t=t)
+        return self.standardise(pixels), self.labels.index_select(0, chosen)
+
+    def __repr__(self) -> str:
+        return f"Batches({len(self)} of {self.draw.batch_size})"

@@ -1,0 +1,1 @@
+"""Nets, among them some that are exactly scale-invariant."""

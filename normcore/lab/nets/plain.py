@@ -1,0 +1,158 @@
+"""Plain nets: scale-invariant in their trained weights unless asked otherwise, and the NTK net.
+
+The recipe: no bias in front of a norm, norms without affine parameters and with an eps as small
+as torch allows, and a head that stays at its random initialisation. Each weight is then followed
+by its own norm, so that the output does not change when any one of them is multiplied by c > 0.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from normcore.lab.nets.layers import (
+    ACTIVATIONS,
+    check_names,
+    make_head,
+    norm_layer,
+    smallest_eps,
+    weight_layer,
+)
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    norm: str = "layer",
+    activation: str = "relu",
+    head: str = "frozen",
+    affine: bool = False,
+    eps: float | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """Build a multilayer perceptron: flatten, then linear-norm-activation, then the head.
+
+    Args:
+        sizes: (inputs, hidden, ..., classes).
+        norm: "layer", "batch", "group", "weight-standardised" (each unit's weights, in the forward
+            pass) or "none".
+        activation: "relu", "leaky_relu" (slope 0.2), "tanh" or "identity".
+        head: "frozen" (random), "etf" (a frozen simplex frame) or "trained".
+        affine: whether the norms have gains and biases, which are trained.
+        eps: of the norms; by default 0, or as good as 0 where torch refuses it.
+        seed: of the initial weights; torch's own generator does not move.
+        dtype: float32 or float64.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or sizes has fewer than three entries.
+
+    Example:
+        >>> net = mlp((64, 16, 10))
+        >>> [tuple(p.shape) for p in net.parameters() if p.requires_grad]
+        [(16, 64)]
+
+    """
+    check_names(head, activation)
+    if len(sizes) < 3:
+        raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {tuple(sizes)}")
+    eps = smallest_eps(norm, dtype) if eps is None else eps
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shapes = itertools.pairwise(sizes[:-1])
+        layers = _layers(norm, 0, shapes, activation=activation, affine=affine, eps=eps)
+        return nn.Sequential(nn.Flatten(), *layers, make_head(sizes[-2], sizes[-1], head)).to(dtype)
+
+
+def cnn(channels: Sequence[int] = (8, 16), **options: Any) -> nn.Sequential:
+    """Build a VGG-style net: conv3x3-norm-activation for each width, mean over the image, head.
+
+    Args:
+        channels: widths of the convolutions.
+        **options: strides (by default 1, then 2 for each later one); norm="batch", "group",
+            "layer", "instance", "weight-standardised" or "none"; kernel=3, odd; classes=10;
+            in_channels=1; activation, head, affine, eps, seed, dtype as in `mlp`.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
+
+    Example:
+        >>> cnn((8, 16))(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+
+    """
+    return nn.Sequential(*_conv_net(2, channels, **options))
+
+
+def cnn1d(channels: Sequence[int] = (16, 32, 32), *, in_channels: int = 1, **options: Any) -> nn.Sequential:
+    """Build the same net for signals: conv3-norm-activation for each width, mean over time, head.
+
+    Args:
+        channels: widths of the convolutions.
+        in_channels: of the signals, which come as (N, in_channels, L) or as (N, in_channels*L).
+        **options: as in `cnn`.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
+
+    Example:
+        >>> cnn1d()(torch.randn(2, 40)).shape
+        torch.Size([2, 10])
+
+    """
+    layers = _conv_net(1, channels, in_channels=in_channels, **options)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (in_channels, -1)), *layers)
+
+
+def _layers(
+    norm: str,
+    dims: int,
+    shapes: Iterable[tuple[int, ...]],
+    *,
+    activation: str,
+    affine: bool,
+    eps: float,
+) -> list[nn.Module]:
+    """Weights, norm and activation for each shape: (fan_in, width), then kernel and stride if any."""
+    layers: list[nn.Module] = []
+    for fan_in, width, *window in shapes:
+        layers += [
+            weight_layer(norm, dims, fan_in, width, *window, activation=activation, eps=eps),
+            norm_layer(norm, width, dims=dims, affine=affine, eps=eps),
+            ACTIVATIONS[activation](),
+        ]
+    return layers
+
+
+def _conv_net(
+    dims: int,
+    channels: Sequence[int],
+    *,
+    strides: Sequence[int] | None = None,
+    kernel: int = 3,
+    norm: str = "batch",
+    activation: str = "relu",
+    head: str = "frozen",
+    affine: bool = False,
+    eps: float | None = None,
+    classes: int = 10,
+    in_channels: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """The layers of a convolutional net, for images or for signals."""
+    check_names(head, activation)
+    strides = [1] + [2] * (len(channels) - 1) if strides is None else strides
+    if not channels or len(strides) != len(channels):
+        raise ValueError(f"strides must hold one for each of {len(channels)} channels, got {strides}")
+    eps = smallest_eps(norm, dtype) if eps is None else eps
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inputs = [in_channels, *channels[:-1]]
+        kernels = [kernel] * len(channels)
+        shapes = zip(inputs, channels, kernels, strides, strict=True)
+        layers = _layers(norm, dims, shapes, activation=activation, affine=affine, eps=eps)
+        pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
+        return nn.Sequential(*layers, pool, nn.Flatten(), make_head(channels[-1], classes, head)).to(dtype)

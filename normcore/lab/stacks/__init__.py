@@ -1,0 +1,1 @@
+"""Many small nets trained side by side."""

@@ -1,0 +1,1 @@
+"""Models small enough for theory: one layer, a valley, a stochastic differential equation."""

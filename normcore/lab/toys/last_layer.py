@@ -1,0 +1,251 @@
+"""A last layer: normalization alone converges, weight decay alone converges, both together do not.
+
+Features x ~ N(0, I_m), label y = sign(x_1), logistic loss, SGD with a constant rate and a fresh
+batch of B examples at each step. The error of w is its angle to the first axis over pi.
+
+The law is symmetric around the first axis, so a run is followed through two numbers, w_1 and the
+length of the rest, w_r. Every score depends on x through x_1 and x_r, its coordinate along the
+rest; given those, the gradient sum_b c_b x_b has in the other m-2 directions a normal vector of
+length |c| chi_{m-2}. This is exact in law, and a step costs O(B) rather than O(B m).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ToyRun:
+    """Errors and norms before step 0, 1, ..., steps; both (steps+1, runs)."""
+
+    error: FloatArray
+    norm: FloatArray
+
+
+def toy(
+    lr: float,
+    weight_decay: float,
+    *,
+    norm: str,
+    steps: int,
+    dim: int = 100,
+    batch_size: int = 100,
+    runs: int = 8,
+    start_norm: ArrayLike | None = None,
+    seed: int = 0,
+) -> ToyRun:
+    """Run SGD on the toy, many independent runs at once.
+
+    Convention: coupled decay, w <- (1 - lr*weight_decay) w - lr * gradient; no momentum.
+
+    Args:
+        lr: learning rate, > 0.
+        weight_decay: >= 0.
+        norm: "none" (score x'w), "sphere" (x'w/|w|, batch normalization over the population) or
+            "batch" (x'w standardised over the batch, no affine part, eps = 0).
+        steps: number of steps.
+        dim: m, >= 3.
+        batch_size: B, >= 3.
+        runs: independent runs, each with its own batches.
+        start_norm: start at this multiple of the first axis, the solution, one for all runs or one
+            for each; by default at a random unit vector.
+        seed: of everything random.
+
+    Returns:
+        ToyRun.
+
+    Raises:
+        ValueError: an argument breaks its condition.
+
+    Example:
+        >>> run = toy(0.1, 0.02, norm="sphere", steps=300, runs=2, start_norm=[1.0, 10.0])
+        >>> run.error.shape, run.norm[0].tolist(), bool(run.error[0].max() == 0.0)
+        ((301, 2), [1.0, 10.0], True)
+
+    Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
+
+    """
+    _check(lr, weight_decay, norm, steps, dim, batch_size, runs)
+    rng = np.random.default_rng(seed)
+    w = _start(rng, dim, runs, start_norm)
+    norms, errors = np.empty((steps + 1, runs)), np.empty((steps + 1, runs))
+    for t in range(steps + 1):
+        norms[t], errors[t] = np.hypot(*w), np.arctan2(w[1], w[0]) / np.pi
+        if t == steps:
+            break
+        x = rng.standard_normal((2, runs, batch_size))
+        gradient, side = toy_gradient(w, x, norm=norm)
+        side *= np.sqrt(rng.chisquare(dim - 2, runs))
+        w = (1 - lr * weight_decay) * w - lr * gradient
+        w[1] = np.hypot(w[1], lr * side)
+    return ToyRun(errors, norms)
+
+
+def toy_gradient(w: FloatArray, x: FloatArray, *, norm: str) -> tuple[FloatArray, FloatArray]:
+    """Differentiate the batch loss of the toy, for several runs.
+
+    Args:
+        w: (2, runs), w_1 and the length of the rest.
+        x: (2, runs, B), the coordinates of the examples along these two directions.
+        norm: as in `toy`.
+
+    Returns:
+        The gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation
+        of each of its other coordinates.
+
+    """
+    score = w[0][:, None] * x[0] + w[1][:, None] * x[1]
+    c = SCORE_GRADIENTS[norm](score, np.sign(x[0]), np.hypot(*w)[:, None])
+    gradient = np.einsum("rb,irb->ir", c, x)
+    if norm == "sphere":  # |w| depends on w too: no gradient along w
+        unit = w / np.hypot(*w)
+        gradient -= unit * (unit * gradient).sum(axis=0)
+    return gradient, np.linalg.norm(c, axis=1)
+
+
+def _logistic(z: FloatArray, label: FloatArray) -> FloatArray:
+    """The derivative of mean_b ln(1 + exp(-y_b z_b)) in z."""
+    return np.asarray(-label * expit(-label * z) / z.shape[1])
+
+
+def _plain(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray:
+    """The factor c_b of x_b in the gradient, for the score itself."""
+    return _logistic(score, label)
+
+
+def _sphere(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray:
+    """The same for score/|w| at fixed |w|."""
+    return _logistic(score / size, label) / size
+
+
+def _batch(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray:
+    """The same for the score standardised over its batch."""
+    centred = score - score.mean(axis=1, keepdims=True)
+    sd = np.sqrt((centred**2).mean(axis=1, keepdims=True))
+    z = centred / sd
+    s = _logistic(z, label)
+    return np.asarray((s - s.mean(axis=1, keepdims=True) - z * (s * z).mean(axis=1, keepdims=True)) / sd)
+
+
+SCORE_GRADIENTS: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
+    "none": _plain,
+    "sphere": _sphere,
+    "batch": _batch,
+}
+"""Name of the normalization -> derivative of the batch loss in the scores x'w."""
+
+
+def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike | None) -> FloatArray:
+    """Where the runs start, (2, runs)."""
+    if start_norm is None:
+        w = np.stack([rng.standard_normal(runs), np.sqrt(rng.chisquare(dim - 1, runs))])
+        return np.asarray(w / np.hypot(*w))
+    size = np.asarray(start_norm, dtype=np.float64)
+    if size.shape not in ((), (runs,)) or not (np.isfinite(size).all() and (size > 0).all()):
+        raise ValueError(f"start_norm must be > 0, one or {runs} of them, got {start_norm!r}")
+    return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
+
+
+def _check(
+    lr: float, weight_decay: float, norm: str, steps: int, dim: int, batch_size: int, runs: int
+) -> None:
+    """Refuse arguments that break their conditions."""
+    if norm not in SCORE_GRADIENTS:
+        raise ValueError(f"norm must be one of {sorted(SCORE_GRADIENTS)}, got {norm!r}")
+    if not 0 < lr < np.inf:
+        raise ValueError(f"lr must be > 0 and finite, got {lr!r}")
+    if not (weight_decay >= 0 and lr * weight_decay < 1):
+        need = "weight_decay must be >= 0 with lr*weight_decay < 1"
+        raise ValueError(f"{need}, got {weight_decay!r} at lr={lr!r}")
+    least = {"steps": (steps, 1), "dim": (dim, 3), "batch_size": (batch_size, 3), "runs": (runs, 1)}
+    for name, (value, low) in least.items():
+        if value < low:
+            raise ValueError(f"{name} must be >= {low}, got {value!r}")
+
+
+def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
+    """Find the first step at which the error exceeds epsilon/pi, for each run.
+
+    Args:
+        run: from `toy`, started at the solution.
+        epsilon: the half angle of the cone around it, radians.
+
+    Returns:
+        (runs,), infinity where the run ended before.
+
+    Example:
+        >>> run = ToyRun(np.array([[0.0], [0.2], [0.5]]), np.ones((3, 1)))
+        >>> escape_steps(run, epsilon=0.3 * math.pi).tolist()
+        [2.0]
+
+    """
+    above = run.error > epsilon / math.pi
+    return np.where(above.any(axis=0), above.argmax(axis=0), np.inf).astype(np.float64)
+
+
+def theorem_3_1_bound(
+    lr: float,
+    weight_decay: float,
+    epsilon: float,
+    norm: float,
+    *,
+    dim: int = 100,
+    batch_size: int = 100,
+    delta: float = 0.1,
+) -> float:
+    """Bound the steps until normalization with weight decay leaves the cone of error epsilon/pi.
+
+    ln(64 norm^2 epsilon sqrt(B) / (lr sqrt(m-2))) / (2 (lr*weight_decay - 2 epsilon^2))
+    + 9 ln(1/delta), with probability 1 - delta. Inside the cone the squared norm shrinks by
+    exp(-2 (lr*weight_decay - 2 epsilon^2)) a step, until one noisy gradient turns w out of it.
+
+    Convention: coupled decay, no momentum; counts from a step at which |w| = norm.
+
+    Args:
+        lr: learning rate, > 0.
+        weight_decay: > 0.
+        epsilon: half angle of the cone, radians, > 0.
+        norm: |w| at the first step, > 0.
+        dim: m, > 2.
+        batch_size: B.
+        delta: probability that the bound fails, in (0, 1].
+
+    Returns:
+        A number of steps.
+
+    Raises:
+        ValueError: an argument breaks its condition, or lr*weight_decay <= 2 epsilon^2, where the
+            norm need not shrink.
+
+    Example:
+        >>> round(theorem_3_1_bound(0.1, 0.02, 0.01, norm=1.0))
+        539
+
+    Source: the form of Li & Arora (2020), arXiv 1910.07454, Theorem 3.1. The first term is derived
+        in the chapter; the constants 64 and 9 are not, and are only held against simulations.
+
+    """
+    positive = {
+        "lr": lr,
+        "epsilon": epsilon,
+        "norm": norm,
+        "dim - 2": dim - 2,
+        "batch_size": batch_size,
+    }
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta must be in (0, 1], got {delta!r}")
+    rate = lr * weight_decay - 2 * epsilon**2
+    if not rate > 0:
+        product = f"epsilon={epsilon!r} at lr*weight_decay={lr * weight_decay:g}"
+        raise ValueError(f"epsilon must satisfy lr*weight_decay > 2 epsilon^2, got {product}")
+    travel = math.log(64 * norm**2 * epsilon * math.sqrt(batch_size) / (lr * math.sqrt(dim - 2)))
+    return max(travel, 0.0) / (2 * rate) + 9 * math.log(1 / delta)

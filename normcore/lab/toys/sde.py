@@ -1,0 +1,291 @@
+"""The stochastic differential equation of SGD on a normalized net, integrated by torchsde.
+
+    dW = -eta lambda W dt - eta grad L(W) dt + eta Sigma_W^(1/2) dB
+
+in the weights, or in the two things that matter, the direction u = W/|W| and gamma = |W|^4/eta^2:
+
+    du = -gamma^(-1/2) (grad L(u) dt - Sigma_u^(1/2) dB) - Tr(Sigma_u) u dt / (2 gamma)
+    d gamma = -4 eta lambda gamma dt + 2 Tr(Sigma_u) dt
+
+One unit of time is one step of SGD. Both are in the sense of Ito, and the noise does not commute, so the
+integrator is Euler-Maruyama, of strong order 1/2. In the weights and with dt = 1 it is SGD itself with normal
+noise of the same covariance; smaller dt shows what the limit changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchsde
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.float64]
+Loss = Callable[[Tensor], Tensor]
+Rate = float | Callable[[float], float]
+
+
+class Form:
+    """What both forms share: gradient and projected noise at a unit vector, in torchsde's words."""
+
+    sde_type, noise_type = "ito", "general"
+
+    def __init__(
+        self, loss: Loss | None, factor: Callable[[Tensor], Tensor], lr: Rate, weight_decay: Rate
+    ) -> None:
+        self.loss, self.factor, self.lr, self.weight_decay = loss, factor, lr, weight_decay
+
+    def rates(self, t: Any) -> tuple[float, float]:
+        """(eta, lambda) at time t."""
+        return value(self.lr, float(t)), value(self.weight_decay, float(t))
+
+    def columns(self, start: Tensor) -> int:
+        """The number of independent noises."""
+        return int(self.factor(unit(start)).shape[-1])
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """The gradient of the loss at unit vectors."""
+        if self.loss is None:
+            return torch.zeros_like(u)
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            gradient: Tensor = torch.autograd.grad(self.loss(u).sum(), u)[0]
+            return gradient
+
+    def noise(self, u: Tensor) -> Tensor:
+        """P A, (runs, d, k)."""
+        a = self.factor(u)
+        return a - u[:, :, None] * torch.einsum("ri,rik->rk", u, a)[:, None, :]
+
+
+class Weights(Form):
+    """The equation of W."""
+
+    def encode(self, start: Tensor) -> Tensor:
+        """The state at time 0."""
+        return start
+
+    def decode(self, states: Tensor) -> tuple[FloatArray, FloatArray, float]:
+        """Direction, norm and defect."""
+        norm = states.norm(dim=-1)
+        return (states / norm[..., None]).double().numpy(), norm.double().numpy(), 0.0
+
+    def f(self, t: Any, w: Tensor) -> Tensor:
+        """The drift."""
+        lr, weight_decay = self.rates(t)
+        norm = w.norm(dim=1, keepdim=True)
+        drift: Tensor = -lr * weight_decay * w - lr * self.gradient(w / norm) / norm
+        return drift
+
+    def g(self, t: Any, w: Tensor) -> Tensor:
+        """The diffusion, (runs, d, k)."""
+        diffusion: Tensor = self.rates(t)[0] * self.noise(unit(w)) / w.norm(dim=1)[:, None, None]
+        return diffusion
+
+
+class Direction(Form):
+    """The equations of u and |W|^4; gamma is the latter over eta^2, which may depend on time."""
+
+    def encode(self, start: Tensor) -> Tensor:
+        """The state at time 0: u, then |W|^4."""
+        return torch.cat([unit(start), start.norm(dim=1, keepdim=True) ** 4], dim=1)
+
+    def decode(self, states: Tensor) -> tuple[FloatArray, FloatArray, float]:
+        """Direction, norm and defect."""
+        length = states[..., :-1].norm(dim=-1)
+        u = states[..., :-1] / length[..., None]
+        defect = float((length - 1).abs().max())
+        return u.double().numpy(), (states[..., -1] ** 0.25).double().numpy(), defect
+
+    def f(self, t: Any, y: Tensor) -> Tensor:
+        """The drift of (u, |W|^4)."""
+        lr, weight_decay = self.rates(t)
+        u, fourth = unit(y[:, :-1]), y[:, -1:]
+        gamma = fourth / lr**2
+        trace = self.noise(u).square().sum(dim=(1, 2))[:, None]
+        turn = -self.gradient(u) / gamma.sqrt() - trace / (2 * gamma) * y[:, :-1]
+        return torch.cat([turn, -4 * lr * weight_decay * fourth + 2 * lr**2 * trace], dim=1)
+
+    def g(self, t: Any, y: Tensor) -> Tensor:
+        """The diffusion; |W|^4 has none."""
+        lr, _ = self.rates(t)
+        noise = self.noise(unit(y[:, :-1])) * (lr / y[:, -1].sqrt())[:, None, None]
+        return torch.cat([noise, torch.zeros_like(noise[:, :1])], dim=1)
+
+
+def unit(w: Tensor) -> Tensor:
+    """The rows at length 1."""
+    rows: Tensor = w / w.norm(dim=1, keepdim=True)
+    return rows
+
+
+def value(rate: Rate, t: float) -> float:
+    """The rate at time t."""
+    return float(rate(t) if callable(rate) else rate)
+
+
+FORMS: dict[str, type[Weights] | type[Direction]] = {"direction": Direction, "weights": Weights}
+"""Name of the form -> its system."""
+
+
+STRONG_ORDER = 0.5
+"""Of Euler-Maruyama under noise that does not commute: the error along a path falls as dt^(1/2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class SDERun:
+    """What `simulate_sde` returns; T times, R runs, d dimensions."""
+
+    step: FloatArray
+    """Times in steps, (T,)."""
+    direction: FloatArray
+    """u, (T, R, d), of length 1."""
+    norm: FloatArray
+    """|W|, (T, R)."""
+    gamma: FloatArray
+    """|W|^4/lr^2, (T, R), with the learning rate of the step that starts at that time."""
+    defect: float
+    """The largest deviation of |u| from 1 before it was normalized; 0 when the weights were integrated."""
+
+    @property
+    def effective_lr(self) -> FloatArray:
+        """lr/|W|^2 = gamma^(-1/2), (T, R)."""
+        return np.asarray(self.gamma**-0.5)
+
+
+def brownian_path(
+    steps: int, shape: tuple[int, int], *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> torchsde.BrownianInterval:
+    """Make one Brownian path that runs with different dt can share, as a strong error needs.
+
+    Every increment that was asked for stays in memory.
+
+    Args:
+        steps: its length.
+        shape: (runs, k), k the number of independent noises (the columns of the noise factor).
+        seed: of the path.
+        dtype: of its values.
+
+    Returns:
+        A path: called with (s, t) it gives its increments, `shape`; the same ones whenever it is asked.
+
+    Example:
+        >>> path = brownian_path(4, (1, 2))
+        >>> torch.allclose(path(0.0, 2.0), path(0.0, 1.0) + path(1.0, 2.0))
+        True
+
+    """
+    return torchsde.BrownianInterval(
+        0.0, float(steps), size=shape, dtype=dtype, entropy=seed, cache_size=None
+    )
+
+
+def simulate_sde(
+    start: Tensor,
+    loss: Loss | None,
+    noise: float | Tensor | Callable[[Tensor], Tensor],
+    *,
+    lr: Rate,
+    weight_decay: Rate,
+    steps: int,
+    form: str = "direction",
+    dt: float = 1.0,
+    every: int = 1,
+    path: torchsde.BrownianInterval | None = None,
+    seed: int = 0,
+) -> SDERun:
+    """Integrate the SDE of SGD for a scale-invariant loss and a given covariance of its gradient noise.
+
+    Convention: time 1 is one step; coupled decay without momentum (for momentum pass lr/(1-momentum), which
+    holds to leading order).
+
+    Args:
+        start: weights at time 0, (runs, d), or (d,) for one run.
+        loss: from weights (runs, d) to losses (runs,), scale-invariant and differentiable; None for noise
+            alone.
+        noise: the covariance of the batch gradient at a unit vector u, as a factor A: Sigma_u = P A A^T P with P
+            = 1 - u u^T (scale invariance leaves no noise along u). A float a stands for a times the identity; a
+            tensor (d, k) for the same A everywhere; a function gives (runs, d, k) at unit vectors (runs, d).
+        lr: eta, > 0: a float or a function of time.
+        weight_decay: lambda, >= 0, likewise.
+        steps: time to integrate.
+        form: "direction" for (u, gamma), "weights" for W.
+        dt: step of the integrator, 1/n for an integer n, so that it meets every whole time.
+        every: keep every so many steps, a divisor of steps.
+        path: a `brownian_path` to follow; by default one of `seed`.
+        seed: of the path.
+
+    Returns:
+        SDERun.
+
+    Raises:
+        ValueError: an argument breaks its condition, or the loss is not scale-invariant at the start.
+
+    Example:
+        >>> run = simulate_sde(torch.ones(1, 3).double(), None, 1.0, lr=0.1, weight_decay=0.1, steps=2000, every=500)
+        >>> run.gamma[:, 0].round(3).tolist()  # Tr(Sigma)/(2 lambda_e) = 2/(2 * 0.01)
+        [900.0, 100.0, 100.0, 100.0, 100.0]
+
+    Source: Li, Lyu & Arora (2020), arXiv 2010.02916; the integrator is torchsde's (Li et al. 2020, arXiv
+    2001.01328).
+
+    """
+    start = torch.atleast_2d(start.detach())
+    _check(start, lr, weight_decay, steps, form, dt, every)
+    runs, dim = start.shape
+    system = FORMS[form](loss, _factor(noise, dim, start), lr, weight_decay)
+    if loss is not None:
+        _check_invariance(loss, start)
+    if path is None:
+        path = brownian_path(steps, (runs, system.columns(start)), seed=seed, dtype=start.dtype)
+    times = torch.arange(0, steps + 1, every, dtype=start.dtype)
+    with torch.no_grad():
+        states = torchsde.sdeint(system, system.encode(start), times, bm=path, dt=dt, method="euler")
+    direction, norm, defect = system.decode(states)
+    rates = np.array([value(lr, float(t)) for t in times])
+    gamma = norm**4 / rates[:, None] ** 2
+    return SDERun(times.double().numpy(), direction, norm, gamma, defect)
+
+
+def _factor(noise: Any, dim: int, start: Tensor) -> Callable[[Tensor], Tensor]:
+    """The noise as a function from unit vectors to factors."""
+    if callable(noise):
+        return noise  # type: ignore[no-any-return]
+    a = torch.as_tensor(noise, dtype=start.dtype)
+    if a.ndim == 0:
+        a = a * torch.eye(dim, dtype=start.dtype)
+    if a.ndim != 2 or a.shape[0] != dim or not torch.isfinite(a).all():
+        raise ValueError(f"noise must be finite, a number or of shape ({dim}, k), got shape {tuple(a.shape)}")
+    return lambda u: a.expand(u.shape[0], *a.shape)
+
+
+def _check_invariance(loss: Loss, start: Tensor) -> None:
+    """Refuse a loss that changes with the length of the weights."""
+    here, there = loss(start), loss(3.0 * start)
+    if here.shape != start.shape[:1]:
+        raise ValueError(
+            f"loss must give one value for each of {start.shape[0]} runs, got shape {tuple(here.shape)}"
+        )
+    if not torch.allclose(here, there, rtol=1e-5, atol=1e-8):
+        raise ValueError(
+            f"loss must be scale-invariant, got {float(here[0])!r} at w and {float(there[0])!r} at 3 w"
+        )
+
+
+def _check(start: Tensor, lr: Rate, weight_decay: Rate, steps: int, form: str, dt: float, every: int) -> None:
+    """Refuse arguments that break their conditions."""
+    if start.ndim != 2 or start.shape[1] < 2 or not (start.norm(dim=1) > 0).all():
+        raise ValueError(
+            f"start must be non-zero weights of shape (runs, d >= 2), got shape {tuple(start.shape)}"
+        )
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {sorted(FORMS)}, got {form!r}")
+    for name, rate, least in (("lr", lr, 1e-300), ("weight_decay", weight_decay, 0.0)):
+        if not callable(rate) and not least <= rate < np.inf:
+            raise ValueError(f"{name} must be {'>' if least else '>='} 0 and finite, got {rate!r}")
+    if steps < 1 or every < 1 or steps % every:
+        raise ValueError(f"every must be >= 1 and divide steps >= 1, got every={every!r}, steps={steps!r}")
+    if not 0 < dt <= 1 or abs(round(1 / dt) * dt - 1) > 1e-12:
+        raise ValueError(f"dt must be 1/n with an integer n, got {dt!r}")

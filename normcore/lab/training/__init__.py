@@ -1,0 +1,1 @@
+"""One training loop, what it reads and keeps, pairs of runs and sweeps."""

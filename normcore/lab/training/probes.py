@@ -1,0 +1,209 @@
+"""What can be read off a model in training.
+
+All of it, but for SWA, also reads models under FSDP2 (`fully_shard`), whose norms are added up and whose vectors
+are gathered: call it on all processes, which all get the same numbers (of the same inputs).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from normcore.sharded import is_sharded, norm_over_parts, reshard, whole
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters that are trained; of a sharded model always the shards, as optimizers need them."""
+    reshard(model)  # after a forward pass FSDP registers whole weights, for a time, and in its own precision
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def weight_vector(model: nn.Module) -> Tensor:
+    """Concatenate all trained weights into one flat vector (a copy).
+
+    Those of a sharded model are gathered: all processes must ask.
+    """
+    return _joined(trainable(model))
+
+
+def _joined(params: list[nn.Parameter]) -> Tensor:
+    return torch.cat([whole(p).flatten() for p in params])
+
+
+def weight_norm(model: nn.Module) -> float:
+    """Measure the norm of the concatenated trained weights, the |theta| of the theory."""
+    params = trainable(model)
+    if any(is_sharded(p) for p in params):
+        return norm_over_parts(params)
+    return float(_joined(params).double().norm())
+
+
+def direction(model: nn.Module) -> Tensor:
+    """Return theta/|theta|, the unit vector that a scale-invariant function depends on."""
+    vector = weight_vector(model).double()
+    return vector.div(vector.norm())
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Evaluate the model on x without gradients, in the mode it is in.
+
+    In training mode BatchNorm uses the statistics of x; its running ones are left as they were.
+
+    Example:
+        >>> from normcore.lab import cnn
+        >>> net = cnn()
+        >>> x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> before = {name: value.clone() for name, value in net.state_dict().items()}
+        >>> logits(net, x).shape
+        torch.Size([4, 10])
+        >>> all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+        True
+
+    """
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    output: Tensor = model(x)
+    for buffer, value in saved:
+        buffer.copy_(value)
+    return output
+
+
+def logits_on(x: Tensor) -> Callable[[nn.Module], Tensor]:
+    """Make a probe for `train`: the logits on fixed inputs."""
+    return lambda model: logits(model, x)
+
+
+def accuracy_on(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:
+    """Make a probe for `train`: the accuracy on fixed inputs, between 0 and 1, in the mode the model is in.
+
+    Example:
+        >>> from normcore.lab import load_dataset, mlp
+        >>> data = load_dataset("digits")
+        >>> 0.0 <= accuracy_on(data.x_test, data.y_test)(mlp((64, 16, 10))) < 0.3
+        True
+
+    """
+    return lambda model: float((logits(model, x).argmax(dim=1) == y).double().mean())
+
+
+def loss_on(
+    x: Tensor, y: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+) -> Callable[[nn.Module], float]:
+    """Make a probe for `train`: the loss on fixed inputs, in the mode the model is in."""
+    return lambda model: float(loss_fn(logits(model, x), y))
+
+
+def effective_lr_of(optimizer: Optimizer) -> Callable[[nn.Module], float]:
+    """Make a probe for `train`: lr / (1 - momentum) / |theta|^2 at the rate of the optimizer's first group.
+
+    Example:
+        >>> from normcore.lab import mlp, weight_norm
+        >>> net = mlp((64, 16, 10))
+        >>> probe = effective_lr_of(torch.optim.SGD(trainable(net), lr=0.1, momentum=0.9))
+        >>> abs(probe(net) * weight_norm(net) ** 2 - 1.0) < 1e-12  # 0.1 / (1 - 0.9)
+        True
+
+    Source: the effective learning rate of van Laarhoven (2017), arXiv 1706.05350, with momentum.
+
+    """
+
+    def probe(model: nn.Module) -> float:
+        group = optimizer.param_groups[0]
+        return float(group["lr"] / (1 - group.get("momentum", 0.0)) / weight_norm(model) ** 2)
+
+    return probe
+
+
+class Angle:
+    """A probe for `train`: the angle, in radians, by which the weight vector turned since the last reading.
+
+    The first reading is nan. Two times the arcsine of half the chord between the unit vectors: exact for
+    small angles, where the arccosine of their product is not.
+
+    Example:
+        >>> from normcore.lab import mlp
+        >>> net, angle = mlp((64, 16, 10), dtype=torch.float64), Angle()
+        >>> angle(net)
+        nan
+        >>> trainable(net)[0].data.mul_(7.0).norm() > 0  # a change of length is not a turn
+        tensor(True)
+        >>> angle(net) < 1e-12
+        True
+
+    """
+
+    def __init__(self) -> None:
+        self.before: Tensor | None = None
+
+    def __call__(self, model: nn.Module) -> float:
+        """Read the model, as a probe."""
+        now, before = direction(model), self.before
+        self.before = now
+        if before is None:
+            return math.nan
+        return 2 * math.asin(min(1.0, float((now - before).norm()) / 2))
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """The last direction, for a checkpoint."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Go on from a checkpoint."""
+        self.before = state["before"]
+
+
+class SWA:
+    """A probe for `train`: the accuracy of the average of all weights read so far.
+
+    The average is a model of its own, evaluated in the mode the trained one is in. In training mode
+    BatchNorm takes its statistics from x, which is what recomputing them for the average amounts to.
+
+    Args:
+        x: inputs.
+        y: labels.
+
+    Example:
+        >>> from normcore.lab import load_dataset, mlp
+        >>> data, net = load_dataset("digits"), mlp((64, 16, 10))
+        >>> swa = SWA(data.x_test, data.y_test)
+        >>> swa(net) == accuracy_on(data.x_test, data.y_test)(net)  # the average of one
+        True
+
+    Raises:
+        TypeError: when called with a model under `fully_shard`, which torch cannot copy.
+
+    Source: Izmailov et al. (2018), arXiv 1803.05407; the averaging is torch.optim.swa_utils.
+
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.accuracy = accuracy_on(x, y)
+        self.average: AveragedModel | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def __call__(self, model: nn.Module) -> float:
+        """Take the weights into the average and read its accuracy."""
+        if self.average is None:
+            if any(is_sharded(p) for p in trainable(model)):
+                raise TypeError(
+                    "model must have whole weights to be averaged by SWA, got sharded ones: "
+                    "torch cannot copy a model under fully_shard"
+                )
+            self.average = AveragedModel(model)
+            if self._saved is not None:
+                self.average.load_state_dict(self._saved)
+        self.average.update_parameters(model)
+        return self.accuracy(self.average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, for a checkpoint."""
+        return {} if self.average is None else dict(self.average.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, at the next reading."""
+        self.average, self._saved = None, state or None

@@ -1,0 +1,205 @@
+"""The same script on one device or, under `torchrun`, on many: a few calls that do nothing in a single process.
+
+`start` joins the processes, `wrap` lets them average their gradients, `shard` gives each its part of every
+batch, `mean_over_ranks` lets them see the same loss. For a mean loss over equal parts the average of the
+gradients is the gradient on the whole batch, so that the run is the one of a single process.
+"""
+
+import atexit
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Batch = tuple[Tensor, Tensor]
+
+
+def start() -> torch.device:
+    """Join the other processes that `torchrun` started, and return this one's device.
+
+    Reads RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk over nccl, processors over gloo. Without these
+    variables, or in a process that has joined before, only the device is returned. The group is left when
+    the interpreter ends.
+
+    Returns:
+        GPU number LOCAL_RANK (0 in a single process) where there are GPUs, else the processor. Hide GPUs
+        with CUDA_VISIBLE_DEVICES="" to run on processors.
+
+    Raises:
+        ValueError: a machine has more processes than GPUs.
+
+    Example:
+        >>> start().type in ("cpu", "cuda")  # a single process
+        True
+
+    """
+    gpus, place = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if gpus and place >= gpus:
+        raise ValueError(
+            f"LOCAL_RANK must be below the number of GPUs, {gpus}, got {place}: start fewer processes"
+        )
+    device = torch.device("cuda", place) if gpus else torch.device("cpu")
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not _joined():
+        if gpus:
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        atexit.register(_leave)
+    return device
+
+
+def _leave() -> None:
+    """Leave the process group, if nobody has done so."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _joined() -> bool:
+    """Whether this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def is_main() -> bool:
+    """Whether this process is the first of its group, the one that saves and prints; True in a single process.
+
+    Example:
+        >>> is_main()
+        True
+
+    """
+    return not _joined() or dist.get_rank() == 0
+
+
+def wrap(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:
+    """Let all processes train one model: their gradients are averaged, and they start from the first one's weights.
+
+    Wrapped in torch's DistributedDataParallel. On GPUs BatchNorm becomes SyncBatchNorm, whose statistics
+    are those of the whole batch. On processors torch has no SyncBatchNorm: there BatchNorm keeps the
+    statistics of each process's part, which is another network than the one of a single process. Layer,
+    group and instance norms look at one example at a time and have no such difference.
+
+    Make optimizer and `ExpLR` from what is returned; parameter names then begin with "module.".
+
+    Args:
+        model: moved in place.
+        device: where to; by default it stays where it is.
+
+    Returns:
+        The wrapped model; in a single process the model itself.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 3)
+        >>> wrap(net) is net  # a single process
+        True
+
+    """
+    if device is not None:
+        model = model.to(device)
+    if not _joined():
+        return model
+    place = next(model.parameters()).device
+    if place.type != "cuda":
+        return DistributedDataParallel(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=[place])
+
+
+def shard(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Give each process its equal part of every batch: of n processes, number r takes the r-th n-th of the rows.
+
+    Batches are cut when asked for. Every process makes the whole batch, so that draws and augmentation
+    are those of a single process.
+
+    Args:
+        batches: (x, y) pairs, the same in all processes.
+
+    Returns:
+        A sequence of the same length; in a single process `batches` itself.
+
+    Raises:
+        ValueError: when asked for a batch whose size is not a multiple of the number of processes.
+
+    Example:
+        >>> batches = [(torch.arange(4.0), torch.arange(4))]
+        >>> shard(batches) is batches  # a single process
+        True
+
+    """
+    return Part(batches, dist.get_rank(), dist.get_world_size()) if _joined() else batches
+
+
+class Part(Sequence[Batch]):
+    """The part of one process, number `rank` of `ranks`, in a sequence of batches.
+
+    Example:
+        >>> batches = [(torch.arange(4.0), torch.arange(4))]
+        >>> Part(batches, rank=1, ranks=2)[0]
+        (tensor([2., 3.]), tensor([2, 3]))
+
+    """
+
+    def __init__(self, batches: Sequence[Batch], rank: int, ranks: int) -> None:
+        self.batches, self.rank, self.ranks = batches, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Cut one batch, or take some of them."""
+        if isinstance(index, slice):
+            return Part(self.batches[index], self.rank, self.ranks)
+        x, y = self.batches[index]
+        return self._cut(x), self._cut(y)
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        """Take the rows of this process."""
+        rows, rest = divmod(len(tensor), self.ranks)
+        if rest:
+            raise ValueError(
+                f"batches must have a size that is a multiple of the {self.ranks} processes, got {len(tensor)}"
+            )
+        return tensor[self.rank * rows : (self.rank + 1) * rows]
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Average a tensor over the processes; all of them must ask, and all get the same bits.
+
+    Args:
+        tensor: floating-point, of the same shape in all processes; left as it is.
+
+    Returns:
+        A new tensor; in a single process the tensor itself.
+
+    Raises:
+        TypeError: the tensor is not floating-point, and has no mean of its type.
+
+    Example:
+        >>> mean_over_ranks(torch.tensor(0.5))
+        tensor(0.5000)
+
+    """
+    if not tensor.is_floating_point():
+        raise TypeError(f"tensor must be floating-point, got {tensor.dtype}")
+    if not _joined():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def from_main(value: Any) -> Any:
+    """Give all processes the first one's value (plain numbers and names); in a single process the value itself.
+
+    Example:
+        >>> from_main({"seed": 1})
+        {'seed': 1}
+
+    """
+    if not _joined():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,194 @@
+"""Readings of a run, from raw norms to running means, without leaving the device.
+
+A raw reading is what the optimizer's step leaves behind: for each tensor |w_t|, |g_t|, |w_{t+1}| and
+|w_{t+1} - w_t|. Readings wait in a list and are worked up many at a time, so that a step pays for the norms only.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normcore.norm_dynamics.equilibrium import equilibrium, half_chord_square
+from normcore.norm_dynamics.rates import Rates, intrinsic_lr, look_up
+from normcore.norm_dynamics.relaxation import time_to_equilibrium
+
+ROWS = ("norm_before", "grad", "norm", "moved")
+"""The squares kept of the last reading, in this order."""
+MEANS = ("moved", "expected", "signal")
+"""Running means: |dw|^2, what it would be at equilibrium, and S = |g|^2 |w|^2 (AdamW: the squared update)."""
+WAITING = 256
+"""Raw readings that may wait."""
+
+
+class Raw(NamedTuple):
+    """One raw reading."""
+
+    norms: Tensor
+    """(4 tensors + 2,): the four norms of each tensor, then the gradients' factor and 1 if the step did nothing."""
+    rates: tuple[Rates | None, ...]
+    """Hyper-parameters of each group."""
+    scales: tuple[tuple[float, float], ...]
+    """Of each group, x before and after the step: the ordinary weights are x times those in the optimizer."""
+
+
+class Readings:
+    """The last reading and the running means of each tensor and each group."""
+
+    def __init__(
+        self,
+        sizes: list[int],
+        horizon: int,
+        device: torch.device,
+        total: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Start without a reading; sizes are the numbers of tensors of the groups.
+
+        Where norms are those of parts of the tensors, `total` adds up the squares, (..., tensors).
+        """
+        self.sizes, self.horizon, self.total = sizes, horizon, total
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.owner = np.repeat(np.arange(len(sizes)), sizes)
+        rows = len(self.owner) + len(sizes)
+        self.groups = np.concatenate([self.owner, np.arange(len(sizes))])
+        self.members = torch.zeros(len(self.owner), len(sizes), dtype=self.dtype, device=device)
+        self.members[torch.arange(len(self.owner)), torch.as_tensor(self.owner)] = 1.0
+        self.last = torch.full((len(ROWS), rows), torch.nan, dtype=self.dtype, device=device)
+        self.sums = torch.zeros(len(MEANS), rows, dtype=self.dtype, device=device)
+        self.weight = torch.zeros(rows, dtype=self.dtype, device=device)
+        self.rates: tuple[Rates | None, ...] = ()
+        self.waiting: list[Raw] = []
+
+    def add(self, raw: Raw) -> None:
+        """Take a raw reading."""
+        self.waiting.append(raw)
+        if len(self.waiting) >= WAITING:
+            self.work_up()
+
+    @torch.no_grad()
+    def work_up(self) -> None:
+        """Bring the waiting readings into the means: exponential ones, with the weights of all they have seen."""
+        if not self.waiting:
+            return
+        raws, self.waiting = self.waiting, []
+        norms = torch.stack([raw.norms for raw in raws]).to(self.dtype)
+        valid = norms[:, -1] == 0
+        squares = self._squares(norms, raws)
+        rates, turn, is_adam = (self._on_device(values) for values in self._hyper(raws))
+        before, grad, after, moved = squares.unbind(dim=1)
+        # AdamW: lr * update = -(dw + lr wd w), and 2 <w, dw> = |w'|^2 - |w|^2 - |dw|^2.
+        lr, h = rates[:, 0], rates[:, 0] * rates[:, 1]
+        update = (moved + h * (after - before - moved) + h**2 * before) / lr**2
+        signal = torch.where(is_adam > 0, update, grad * before)
+        values = torch.stack([moved, turn * before, signal], dim=1)
+        counts = valid[:, None] & (lr > 0) & turn.isfinite()  # a step without a rate says nothing
+        seen = counts.to(self.dtype).cumsum(0)
+        weights = counts * (1.0 - 1.0 / self.horizon) ** (seen[-1] - seen)
+        kept = (1.0 - 1.0 / self.horizon) ** seen[-1]
+        values = torch.where(counts[:, None], values, 0.0)
+        self.sums = kept * self.sums + torch.einsum("br,bmr->mr", weights, values)
+        self.weight = kept * self.weight + weights.sum(0)
+        newest = (valid * torch.arange(1, len(raws) + 1, device=valid.device)).argmax()
+        self.last = torch.where(valid.any(), squares.index_select(0, newest[None])[0], self.last)
+        self.rates = raws[-1].rates
+
+    def _squares(self, norms: Tensor, raws: list[Raw]) -> Tensor:
+        """(readings, 4, tensors and groups): the squares in ordinary units, groups summed."""
+        tensors = len(self.owner)
+        scales = np.array([raw.scales for raw in raws])[:, self.owner]  # (readings, tensors, 2)
+        before, after = self._on_device(scales[..., 0]), self._on_device(scales[..., 1])
+        factors = torch.stack([before, 1.0 / (before * norms[:, -2:-1]), after, after], dim=1)
+        squares = (norms[:, :-2].reshape(len(raws), len(ROWS), tensors) * factors) ** 2
+        if self.total is not None:
+            squares = self.total(squares)
+        return torch.cat([squares, squares @ self.members], dim=2)
+
+    def _hyper(self, raws: list[Raw]) -> tuple[Any, Any, Any]:
+        """Of each reading and row: (lr, weight decay), the squared chord at equilibrium, and whether it is AdamW."""
+        known = [[_row(rates) for rates in raw.rates] for raw in raws]
+        table = np.array(known)[:, self.groups]  # (readings, rows, 4)
+        return table[..., :2].transpose(0, 2, 1), table[..., 2], table[..., 3]
+
+    def _on_device(self, values: Any) -> Tensor:
+        """An array as a tensor beside the readings."""
+        return torch.as_tensor(np.ascontiguousarray(values), dtype=self.dtype, device=self.last.device)
+
+    def state(self) -> dict[str, Any]:
+        """The readings as plain numbers."""
+        self.work_up()
+        return {
+            "last": self.last.tolist(),
+            "sums": self.sums.tolist(),
+            "weight": self.weight.tolist(),
+            "rates": [None if rates is None else tuple(rates) for rates in self.rates],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.waiting = []
+        self.last, self.sums = self._on_device(state["last"]), self._on_device(state["sums"])
+        self.weight = self._on_device(state["weight"])
+        self.rates = tuple(None if rates is None else Rates(*rates) for rates in state["rates"])
+
+
+@functools.lru_cache(maxsize=4096)
+def _row(rates: Rates | None) -> tuple[float, float, float, float]:
+    """(lr, weight decay, squared chord at equilibrium, 1 for AdamW) of a group."""
+    if rates is None:
+        return np.nan, np.nan, np.nan, 0.0
+    chord = np.nan
+    with contextlib.suppress(ValueError):  # beyond the stable range there is no equilibrium
+        chord = 2 * float(half_chord_square(rates.lr, rates.weight_decay, rates.momentum, rates.family))
+    return rates.lr, rates.weight_decay, chord, float(rates.family == "adamw")
+
+
+COLUMNS = (
+    "norm",
+    "grad_norm",
+    "effective_lr",
+    "intrinsic_lr",
+    "angle",
+    "rho",
+    "grad_sq_norm",
+    "equilibrium_norm",
+    "equilibrium_angle",
+    "distance",
+    "steps_to_equilibrium",
+)
+"""What is logged of each tensor and each group."""
+
+
+def columns_of(rates: Rates | None, table: Any) -> dict[str, Any]:
+    """Work out the columns of one group's rows from the squares and means of `Readings`."""
+    before, grad, after, moved, mean_moved, expected, signal = table
+    norm = np.sqrt(after)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chord = (moved - (norm - np.sqrt(before)) ** 2) / (norm * np.sqrt(before))
+        angle = 2 * np.arcsin(np.sqrt(np.clip(chord, 0.0, 4.0)) / 2)
+        values = {"norm": norm, "grad_norm": np.sqrt(grad), "angle": angle}
+        if rates is None:
+            return values
+        decoupled, power = look_up(rates.family)
+        kept = 1.0 if power == 2 else 1.0 - rates.momentum
+        values["effective_lr"] = rates.lr / kept / norm ** (power // 2)
+        values["grad_sq_norm"] = signal
+        if rates.weight_decay > 0:
+            values["rho"] = mean_moved / expected
+    own = (rates.lr, rates.weight_decay)
+    values["intrinsic_lr"] = intrinsic_lr(*own, 0.0 if decoupled else rates.momentum)
+    rows = (norm > 0) & (signal > 0)
+    if min(own) > 0 and np.isfinite(_row(rates)[2]) and rows.any():
+        values |= {name: np.full(len(norm), np.nan) for name in COLUMNS[-4:]}
+        betas = {"betas": (rates.momentum, 0.0)} if rates.family == "adamw" else {}
+        momentum = 0.0 if betas else rates.momentum
+        options: dict[str, Any] = {"optimizer": rates.family, "grad_sq_norm": signal[rows], **betas}
+        state = equilibrium(*own, momentum, **options)
+        values["equilibrium_norm"][rows] = state.norm
+        values["equilibrium_angle"][rows] = state.angle
+        values["distance"][rows] = norm[rows] / state.norm - 1.0
+        values["steps_to_equilibrium"][rows] = time_to_equilibrium(norm[rows], *own, momentum, **options)
+    return values

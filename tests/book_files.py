@@ -1,0 +1,32 @@
+"""Small books for the tests of bookkit."""
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from normcore.bookkit.chapters import MISSING
+
+SETUP = (
+    MISSING + "from normcore import bookkit\nfrom normcore.bookkit import claim\n\nprofile = bookkit.setup()"
+)
+GOOD = 'claim("E1/x", 1, "<", 2, source="a test")'
+BAD = 'claim("E1/x", 3, "<", 2, source="a test")'
+
+
+def chapter(*codes):
+    """A notebook with the frame of a chapter around the given cells."""
+    cells = [
+        new_markdown_cell("# Title"),
+        *(new_code_cell(code) for code in (SETUP, *codes, "bookkit.verdict_table()")),
+    ]
+    return new_notebook(cells=cells)
+
+
+def write_book(root, url="", **notebooks):
+    """A book of these notebooks."""
+    (root / "book").mkdir()
+    lines = ["format: jb-book", "root: book/index", "chapters:"]
+    for name, notebook in notebooks.items():
+        nbformat.write(notebook, root / "book" / f"{name}.ipynb")
+        lines.append(f"  - file: book/{name}")
+    (root / "_toc.yml").write_text("\n".join(lines))
+    (root / "_config.yml").write_text(f'repository:\n  url: "{url}"\n')

@@ -1,0 +1,151 @@
+"""Margins are measured in spreads, executions are remembered, and what is weak is named."""
+
+import json
+import math
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from book_files import chapter, write_book
+from nbformat.v4 import new_notebook
+
+from normcore import lab
+from normcore.bookkit import chapters, robust
+from normcore.bookkit.claims import Record
+from normcore.bookkit.robust import entry, interval, kicked, spread_and_margin, summary, weak
+
+
+def record(value, verdict="held", *, kind="paper", relation="<", bound="5"):
+    return Record("E1/x", kind, f"{value:g}", relation, bound, verdict, "s", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high", "spread", "margin"),
+    [
+        ([1, 2, 3], -math.inf, 5, 1, 3),
+        ([1, 2, 3], 0.5, math.inf, 1, 1.5),
+        ([1, 2, 3], 0.5, 5, 1, 1.5),  # the nearer end
+        ([1, 2, 3], -math.inf, 1, 1, -1),
+        ([1, 100, 1e4], -math.inf, 1e8, math.log(100), 3),  # decades: logarithms
+        ([2, 2, 2], -math.inf, 5, 0, math.inf),
+        ([2, 2, 2], -math.inf, 1, 0, -math.inf),
+    ],
+)
+def test_spread_and_margin(values, low, high, spread, margin):
+    assert np.allclose(spread_and_margin(values, low, high), (spread, margin))
+
+
+def test_a_value_that_is_no_number_has_no_margin():
+    assert all(math.isnan(v) for v in spread_and_margin([1.0, math.inf], 0, 5))
+
+
+def test_intervals_are_those_of_the_relations():
+    assert interval("<=", "2.5") == (-math.inf, 2.5)
+    assert interval(">", "1e-09") == (1e-9, math.inf)
+    assert interval("in", "[0.9, 1.1]") == (0.9, 1.1)
+
+
+def test_a_claim_near_its_bound_is_weak_and_one_far_from_it_is_not():
+    near = entry(record(4), {"a": record(4.5), "b": record(3.5)})
+    far = entry(record(1), {"a": record(1.5), "b": record(0.5)})
+    assert near["margin"] == 2 and far["margin"] == 8
+    assert "margin 2.0 spreads" in weak({"E1/x": near})[0] and weak({"E1/x": far}) == []
+
+
+def test_a_finding_that_a_relation_fails_keeps_its_distance_too():
+    found = entry(
+        record(9, "did not hold"), {"a": record(10, "did not hold"), "b": record(8, "did not hold")}
+    )
+    assert found["margin"] == 4 and weak({"E1/x": found}) == []
+
+
+def test_what_came_out_otherwise_or_is_missing_is_weak_whatever_its_kind():
+    odd = record(1, "did not fail (unexpected)", kind="control", relation=">")
+    control = entry(record(9, "failed, as it must", kind="control", relation=">"), {"seed 1": odd})
+    assert "otherwise under seed 1" in weak({"E1/x": control})[0]
+    missing = entry(record(1), {"seed 1": None})
+    assert missing["otherwise"] == ["seed 1"]
+
+
+def test_a_value_that_is_not_finite_has_no_room():
+    assert weak({"E1/x": entry(record(9, relation=">"), {"a": record(math.inf, relation=">")})})
+
+
+def test_exact_statements_need_no_spread():
+    exact = entry(record(2, bound="30 roundings"), {"a": record(29, bound="30 roundings")})
+    assert "margin" not in exact and weak({"E1/x": exact}) == []
+
+
+def test_summary_counts_kinds_and_margins():
+    checks = {
+        "E1/a": entry(record(1), {"a": record(1.5), "b": record(0.5)}),
+        "E1/b": entry(record(9, "failed, as it must", kind="control", relation=">"), {"a": record(9)}),
+    }
+    told = summary(checks)
+    assert told.startswith("2 checks (1 paper, 0 extension, 1 control), 0 exact; least margin 8, median 8")
+
+
+def test_a_kick_moves_each_weight_by_its_last_bit():
+    plain, moved = lab.mlp((8, 8, 2)), kicked(lab.mlp)((8, 8, 2))
+    a, b = lab.weight_vector(plain), lab.weight_vector(moved)
+    assert bool((a != b).all()) and bool(((b / a - 1).abs() < 2e-7).all())
+    stack = kicked(lab.Stack)((8, 8, 2), [0, 1])
+    assert not torch.equal(stack.weights[0], lab.Stack((8, 8, 2), [0, 1]).weights[0])
+
+
+CODE = """from pathlib import Path
+import os
+with Path("log").open("a") as log:
+    log.write(os.environ["OMP_NUM_THREADS"] + os.environ.get("NORMCORE_SEED", "-") + "\\n")
+import numpy as np
+claim("E1/x", 1 + np.random.default_rng(0).random(), "<", 5, source="a test")"""
+
+
+def test_the_book_is_executed_once_under_each_perturbation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        robust,
+        "PERTURBATIONS",
+        {
+            "seed 1": {"NORMCORE_SEED": "1"},
+            "two": {"OMP_NUM_THREADS": "2"},
+            "last bit": {"NORMCORE_KICK": "1"},
+        },
+    )
+    write_book(tmp_path, one=chapter(CODE))
+    assert chapters.execute_all(tmp_path, tmp_path)
+    (tmp_path / "book" / "log").unlink()
+    assert robust.run(tmp_path)
+    assert sorted((tmp_path / "book" / "log").read_text().split()) == ["1-", "11", "2-"]
+    board = json.loads((tmp_path / "book" / "robustness.json").read_text())
+    check = board["chapters"]["one"]["E1/x"]
+    assert check["values"]["two"] == check["stored"] != check["values"]["seed 1"]
+    assert "1 checks (1 paper" in capsys.readouterr().out
+    assert robust.run(tmp_path)  # nothing changed: nothing is executed
+    assert len((tmp_path / "book" / "log").read_text().split()) == 3
+    path = tmp_path / "book" / "one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source += "\n1"
+    nbformat.write(notebook, path)
+    robust.run(tmp_path)
+    assert len((tmp_path / "book" / "log").read_text().split()) == 6
+
+
+def test_a_chapter_that_raises_under_a_perturbation_is_weak(tmp_path, monkeypatch, capsys):
+    code = 'import os\nassert "NORMCORE_SEED" not in os.environ\nclaim("E1/x", 1, "<", 2, source="s")'
+    monkeypatch.setattr(robust, "PERTURBATIONS", {"seed 1": {"NORMCORE_SEED": "1"}})
+    write_book(tmp_path, one=chapter(code))
+    assert chapters.execute_all(tmp_path, tmp_path)
+    assert not robust.run(tmp_path)
+    printed = capsys.readouterr().out
+    assert "cell 2: AssertionError" in printed and "otherwise under seed 1" in printed
+
+
+def test_a_fingerprint_is_of_the_code_alone():
+    notebook = chapter("1")
+    before = robust.fingerprint(notebook)
+    notebook.cells[0].source = "# Another title"
+    assert robust.fingerprint(notebook) == before
+    notebook.cells[2].source = "2"
+    assert robust.fingerprint(notebook) != before
+    assert robust.fingerprint(new_notebook()) != before

@@ -1,0 +1,95 @@
+"""Products with the Hessian: equal to the dense matrix, on a snapshot, with errors that are noticed."""
+
+import pytest
+import torch
+from curvature_nets import labels, make
+from oracles_curvature import dense_hessian
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from normcore.curvature.hessian import HessianOperator
+
+
+def operator(kind="batch", way="auto", **options):
+    model, x = make(kind)
+    batch = x, labels(x)[0]
+    return model, batch, HessianOperator(model, cross_entropy, batch, way, **options)
+
+
+@pytest.mark.parametrize(
+    "way, bound", [("double_backward", 1e-13), ("jvp_grad", 1e-13), ("finite_difference", 1e-8)]
+)
+@pytest.mark.parametrize("kind", ["batch", "conv"])
+def test_products_are_the_dense_ones(kind, way, bound):
+    model, batch, op = operator(kind, way)
+    dense = dense_hessian(model, cross_entropy, batch)
+    vectors = torch.randn(op.size, 3, dtype=torch.float64)
+    assert float((op @ vectors - dense @ vectors).norm()) < bound * float((dense @ vectors).norm())
+    assert float((op @ torch.zeros(op.size)).norm()) == 0.0
+    assert abs(op.to_scipy().matvec(vectors[:, 0].numpy()) - (dense @ vectors[:, 0]).numpy()).max() < 1e-7
+
+
+@pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
+def test_the_model_may_train_on(way):
+    model, batch, op = operator(way=way)
+    v = torch.ones(op.size, dtype=torch.float64)
+    first = op @ v
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= 2.0
+    assert torch.allclose(op @ v, first, rtol=1e-9)
+    assert not torch.allclose(HessianOperator(model, cross_entropy, batch, way) @ v, first, rtol=1e-2)
+
+
+class OneDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+def test_auto_goes_to_differences_where_there_is_one_derivative_only():
+    class Net(nn.Linear):
+        def forward(self, x):
+            return OneDerivative.apply(super().forward(x))
+
+    torch.manual_seed(0)
+    net, x = Net(4, 3).double(), torch.randn(9, 4).double()
+    y = labels(x)[0]
+    op = HessianOperator(net, cross_entropy, (x, y))
+    v = torch.randn(op.size, dtype=torch.float64)
+    twin = nn.Linear(4, 3).double()
+    twin.load_state_dict(net.state_dict())
+    smooth = lambda f, y: cross_entropy(f.sin(), y)  # noqa: E731
+    exact = HessianOperator(twin, smooth, (x, y)) @ v
+    assert torch.allclose(op @ v, exact, rtol=1e-5) and op.method == "finite_difference"
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        HessianOperator(net, cross_entropy, (x, y), "double_backward") @ v
+
+
+def test_differences_measure_their_error():
+    _, _, op = operator("layer", "finite_difference")
+    v = torch.randn(op.size, dtype=torch.float64)
+    op @ v
+    assert 0 < op.error < 1e-7
+
+    class Kinked(nn.Linear):  # a kink right at the weights: no difference converges
+        def forward(self, x):
+            return x @ (self.weight - 0.5).relu().T
+
+    kinked = Kinked(4, 3, bias=False).double()
+    nn.init.constant_(kinked.weight, 0.5)
+    batch = torch.ones(2, 4).double(), None
+    rough = HessianOperator(kinked, lambda f, y: f.sum(), batch, "finite_difference")
+    rough @ torch.ones(rough.size)
+    assert rough.error > 1e-3
+
+
+def test_a_loss_that_is_linear_in_the_weights_has_no_curvature():
+    op = HessianOperator(nn.Linear(3, 2), lambda f, y: f.sum(), (torch.ones(4, 3), None))
+    assert float((op @ torch.ones(op.size)).norm()) == 0.0

@@ -1,0 +1,72 @@
+"""One step of the gauge recursion, and the growth factor."""
+
+import math
+
+import mpmath
+import pytest
+from helpers import EXACT
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from normcore.equivalence.gauge import (
+    coupled_step,
+    decoupled_step,
+    growth_factor,
+    nesterov_step,
+    reset_threshold,
+    step_function,
+)
+
+momenta = st.floats(0.0, 0.99)
+fractions = st.floats(0.0, 1.0, exclude_max=True)
+
+
+@given(momenta, fractions)
+def test_growth_factor_is_the_larger_root(momentum, fraction):
+    product = fraction * (1 - math.sqrt(momentum)) ** 2
+    lr, weight_decay = 0.1, product / 0.1
+    assume(lr * weight_decay < min(1, (1 - math.sqrt(momentum)) ** 2))  # else rounded past the critical point
+    with mpmath.workdps(40):
+        m, u = mpmath.mpf(momentum), mpmath.mpf(lr * weight_decay)
+        root = ((1 + m - u) + mpmath.sqrt(max(0, (1 + m - u) ** 2 - 4 * m))) / 2
+    # near the critical point the root moves like the square root of a rounding error
+    assert abs(growth_factor(lr, weight_decay, momentum) - float(root)) < (
+        EXACT if fraction < 0.999 else 1e-7
+    )
+
+
+@given(momenta, fractions)
+def test_growth_factor_bounds(momentum, fraction):
+    product = 0.999 * fraction * (1 - math.sqrt(momentum)) ** 2
+    alpha = growth_factor(1.0, product, momentum)
+    assert 1 - product / (1 - math.sqrt(momentum)) - EXACT <= alpha <= 1 - product / (1 - momentum) + EXACT
+
+
+def test_growth_factor_at_the_standard_values():
+    assert growth_factor(0.1, 5e-4, 0.9) == pytest.approx(0.99949773, abs=1e-8)
+    assert growth_factor(0.1, 5e-4) == 1 - 5e-5
+
+
+@given(st.floats(1e-3, 0.3), st.floats(1e-3, 0.3), st.floats(0.1, 0.95))
+def test_stationary_ratio_is_a_fixed_point(lr, fraction, momentum):
+    weight_decay = 0.9 * fraction * (1 - math.sqrt(momentum)) ** 2 / lr
+    ratio = weight_decay / (growth_factor(lr, weight_decay, momentum) - momentum)
+    decrease, new, *_ = coupled_step(ratio, lr, weight_decay, momentum, 0.0)
+    assert new == pytest.approx(ratio, rel=1e-9)
+    assert 1 - decrease == pytest.approx(growth_factor(lr, weight_decay, momentum), rel=EXACT)
+
+
+def test_nesterov_without_momentum_is_the_coupled_step():
+    plain, nesterov = coupled_step(0.0, 0.1, 0.5, 0.0, 0.0), nesterov_step(0.0, 0.1, 0.5, 0.0, 0.0)
+    assert plain[:2] == nesterov[:2] and nesterov[2] == pytest.approx(1.0, rel=EXACT)
+
+
+def test_switches():
+    assert step_function(nesterov=True, decoupled=True) is decoupled_step
+    assert step_function(nesterov=True, decoupled=False) is nesterov_step
+    assert step_function(nesterov=False, decoupled=False) is coupled_step
+
+
+def test_reset_threshold_is_half_the_modulus_of_the_roots():
+    assert reset_threshold(0.81, 0.1, 0.1, nesterov=False) == pytest.approx(0.45)
+    assert reset_threshold(0.81, 0.1, 1.0, nesterov=True) == pytest.approx(0.45 * math.sqrt(0.9))

@@ -1,0 +1,94 @@
+"""The gauge of one group: what it does to weights and buffers, seen from outside."""
+
+import math
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from normcore.equivalence.group_gauge import GroupGauge, scale_buffers, shift_buffer
+
+
+def sgd(**options):
+    """A one-weight SGD with its gauge."""
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    optimizer = SGD([weight], **{"lr": 0.1, "weight_decay": 0.5, "momentum": 0.5, **options})
+    return weight, optimizer, GroupGauge(optimizer, 0)
+
+
+def test_plan_changes_nothing_and_gives_the_first_rate():
+    weight, optimizer, gauge = sgd()
+    plan = gauge.plan()
+    assert plan.lr == pytest.approx(0.1 / (1 - 0.05), rel=1e-15)
+    assert optimizer.param_groups[0]["lr"] == 0.1 and gauge.x == 1.0 and weight.tolist() == [3.0, 4.0]
+
+
+def test_enter_and_leave():
+    _, optimizer, gauge = sgd()
+    group = optimizer.param_groups[0]
+    gauge.enter(gauge.plan())
+    assert group["weight_decay"] == 0.0 and group["lr"] > 0.1
+    gauge.leave()
+    assert group["weight_decay"] == 0.5 and group["lr"] == 0.1
+    assert gauge.x == pytest.approx(0.95) and gauge.ratio == pytest.approx(0.5 / 0.95)
+
+
+def test_rebase_is_a_power_of_two():
+    weight, optimizer, gauge = sgd()
+    optimizer.state[weight]["momentum_buffer"] = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    gauge.x = 0.2
+    gauge.rebase()
+    assert gauge.x == 0.8 and gauge.doublings == 2
+    assert weight.tolist() == [0.75, 1.0]
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [4.0, 8.0]
+    assert gauge.log_scale == pytest.approx(math.log(0.2))
+    gauge.rebase()
+    assert gauge.doublings == 2  # nothing to do
+
+
+def test_scale_buffers_takes_the_degree_as_power():
+    weight, optimizer, _ = sgd()
+    optimizer.state[weight] = {
+        "exp_avg": torch.ones(2),
+        "exp_avg_sq": torch.ones(2),
+        "step": torch.tensor(5.0),
+    }
+    scale_buffers(optimizer, [weight], 3.0)
+    assert optimizer.state[weight]["exp_avg"].tolist() == [3.0, 3.0]
+    assert optimizer.state[weight]["exp_avg_sq"].tolist() == [9.0, 9.0]
+    assert optimizer.state[weight]["step"] == 5.0
+
+
+def test_shift_buffer_creates_it_when_there_is_none():
+    weight, optimizer, _ = sgd()
+    shift_buffer(optimizer, [weight], -2.0)
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [-6.0, -8.0]
+    shift_buffer(optimizer, [weight], 1.0)
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [-3.0, -4.0]
+
+
+def test_without_rebasing_the_rate_leaves_the_range_with_an_error():
+    _, _, gauge = sgd()
+    gauge.x = 1e-170
+    with pytest.raises(OverflowError, match="the exponential rate leaves the float range at log x_t = -391"):
+        gauge.plan()
+
+
+def test_dampening_with_a_late_parameter_is_refused():
+    weight, late = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = SGD([weight, late], lr=0.1, weight_decay=0.1, momentum=0.9, dampening=0.5)
+    optimizer.state[weight]["momentum_buffer"] = torch.zeros(2)
+    with pytest.raises(
+        ValueError,
+        match="dampening must be 0 while a parameter of the group has no momentum buffer yet, got 0.5",
+    ):
+        GroupGauge(optimizer, 0).plan()
+
+
+def test_nesterov_needs_a_smaller_decay():
+    _, _, gauge = sgd(weight_decay=7.0, nesterov=True)
+    with pytest.raises(
+        ValueError,
+        match=r"weight_decay must keep lr\*weight_decay\*\(1\+momentum\) < 1, got lr=0.1, weight_decay=7.0",
+    ):
+        gauge.plan()

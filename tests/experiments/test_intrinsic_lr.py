@@ -1,0 +1,131 @@
+"""The runs of the intrinsic learning rate, at the size of a test."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import normcore as nc
+from normcore import lab
+from normcore.experiments import intrinsic_lr as runs
+from normcore.experiments import stored
+
+SHORT = replace(runs.TINY, weight_decay=0.5)  # a unit of 2 or 3 steps
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return lab.load_dataset("digits")
+
+
+def test_the_defaults_are_those_of_the_paper():
+    setting = runs.Setting()
+    assert (setting.lr, setting.depth, setting.width, setting.batch_size) == (0.8, 32, 16, 128)
+    assert setting.unit == 625  # 1.6 epochs
+    later = nc.relaxation(8125, ratio_lr=0.1, lr=0.8, weight_decay=2e-3)
+    assert runs.SECOND * setting.unit == 8125 and later == pytest.approx(10**-0.5, rel=0.03)
+
+
+def test_rates_of_the_arms():
+    unit = runs.Setting().unit
+    products = {}
+    for arm in runs.ARMS:
+        lr, wd = runs.rates_of(arm, runs.Setting())
+        assert len(lr) == len(wd) == sum(round(length * unit) for *_, length in runs.PHASES[arm])
+        products[arm] = lr[0] * wd[0] / 1.6e-3
+    assert products["lr/4 wd*4"] == pytest.approx(products["base"]) == pytest.approx(products["lr/2 wd*2"])
+    assert products["wd/4"] == pytest.approx(0.25)
+    lr, wd = runs.rates_of("lr/10 wd*10", runs.Setting())
+    assert (lr[7499], lr[7500]) == (0.8, pytest.approx(0.08)) and wd[7500] == pytest.approx(2e-2)
+    ends = {tuple(map(tuple, runs.PHASES[past][-2:])) for past in runs.PASTS}
+    assert ends == {((1, 1, runs.FIRST), (0.1, 0, 2))}, "the pasts must end alike"
+    with pytest.raises(ValueError, match="arm must be one of .*got 'adam'"):
+        runs.rates_of("adam", runs.Setting())
+
+
+def test_records_against_a_loop_by_hand(digits):
+    setting = replace(SHORT, readings=1)
+    records, diverged_at = runs.train_arm("past 5", 3, setting, digits, progress=False)
+    lr, wd = runs.rates_of("past 5", setting)
+    assert diverged_at is None and setting.unit == 2 and len(lr) == 38
+    net = lab.preresnet(8, width=4, seed=3)
+    optimizer = torch.optim.SGD(lab.trainable(net), lr=1.0)
+    losses, norms, accuracies, angles = [], [], [], [math.nan]
+    score = lab.accuracy_on(digits.x_test, digits.y_test)
+    for t, (x, y) in enumerate(digits.batches(len(lr), 100, 3, replacement=False)):
+        if t % 2 == 0:
+            norms.append(lab.weight_norm(net))
+            accuracies.append(score(net))
+        optimizer.param_groups[0].update(lr=lr[t], weight_decay=wd[t])
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        before = lab.direction(net).double()
+        optimizer.step()
+        losses.append(loss.item())
+        chord = float((lab.direction(net).double() - before).norm())
+        angles.append(2 * math.asin(chord / 2))
+    np.testing.assert_array_equal(records["step"], np.arange(0, 39, 2))
+    np.testing.assert_allclose(records["norm"][:-1], norms, rtol=1e-12)
+    np.testing.assert_allclose(records["test_accuracy"][:-1], accuracies, rtol=1e-12)
+    np.testing.assert_allclose(records["angle"], np.array(angles)[::2], rtol=1e-3)
+    np.testing.assert_allclose(records["train_loss"][1:], np.reshape(losses, (-1, 2)).mean(1), rtol=1e-12)
+    np.testing.assert_allclose(records["worst_loss"][1:], np.reshape(losses, (-1, 2)).max(1), rtol=1e-12)
+    np.testing.assert_allclose(records["lr"][:-1], lr[::2])
+    assert np.isnan(records["swa_accuracy"][:17]).all() and np.isfinite(records["swa_accuracy"][17:]).all()
+    assert np.isnan(records["chord"][:2]).all() and records["chord"][2] == 0.0
+    assert records["rho"][1:17].min() > 0 and np.isnan(records["rho"][-1])  # without decay there is none
+    assert len({len(values) for values in records.values()}) == 1
+
+
+def test_full_batch_against_a_loop_by_hand(digits):
+    setting = replace(SHORT, readings=1)
+    records, _ = runs.train_arm("full batch", 0, setting, digits, progress=False)
+    few, net = digits.subset(train=100, seed=0), lab.preresnet(8, width=4)
+    optimizer = torch.optim.SGD(lab.trainable(net), lr=0.8, weight_decay=0.5)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(few.x_train), few.y_train)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(records["train_loss"][1:4], np.reshape(losses, (3, 2)).mean(1), rtol=1e-5)
+    without = records["weight_decay"] == 0.0
+    assert 0 < without.sum() < len(without) and records["lr"][-1] == 0.8
+    assert (np.diff(records["norm"][without]) >= 0).all(), "without decay the norm cannot fall"
+
+
+def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
+    whole, _ = runs.train_arm("wd/10", 1, SHORT, digits, progress=False)
+    chord, calls = runs.Chord.__call__, []
+
+    def stop(self, model):
+        calls.append(1)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return chord(self, model)
+
+    monkeypatch.setattr(runs.Chord, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_arm("wd/10", 1, SHORT, digits, folder=tmp_path, progress=False)
+    monkeypatch.setattr(runs.Chord, "__call__", chord)
+    resumed, _ = runs.train_arm("wd/10", 1, SHORT, digits, folder=tmp_path, progress=False)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(resumed[name], values, err_msg=name)
+
+
+def test_the_command_line(tmp_path, capsys, monkeypatch):
+    tiny = {**runs.RUNS.settings, "tiny": SHORT}
+    monkeypatch.setattr(runs, "RUNS", replace(runs.RUNS, settings=tiny))
+    command = ["--size", "tiny", "--device", "cpu", "--arms", "base", "lr/4 wd*4", "--seeds", "0"]
+    command += ["--work", str(tmp_path / "work")]
+    assert runs.main(command) == 0
+    assert capsys.readouterr().out.count("test accuracy") == 2
+    found = stored.load(tmp_path / "work" / "intrinsic_lr.json")
+    assert found.arms == ["base", "lr/4 wd*4"] and found.settings["weight_decay"] == 0.5
+    assert runs.main(command) == 0
+    output = capsys.readouterr().out
+    assert output.count("stored before") == 2 and "test accuracy" not in output

@@ -1,0 +1,97 @@
+"""What is read off a model."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from normcore.lab import (
+    cnn,
+    direction,
+    load_dataset,
+    logits,
+    logits_on,
+    mlp,
+    trainable,
+    weight_norm,
+    weight_vector,
+)
+from normcore.lab.training.probes import SWA, Angle, accuracy_on, effective_lr_of, loss_on
+
+DATA = load_dataset("digits", dtype=torch.float64)
+X, Y = DATA.x_test[:50], DATA.y_test[:50]
+
+
+def test_vectors_hold_the_trained_weights_only():
+    net = mlp((64, 16, 10), dtype=torch.float64)
+    vector = weight_vector(net)
+    assert vector.shape == (64 * 16,)
+    assert weight_vector(mlp((64, 16, 10), head="trained")).shape == (64 * 16 + 160,)
+    size = math.sqrt(sum(float(v) ** 2 for v in vector))
+    assert abs(weight_norm(net) / size - 1) < 1e-12
+    assert float((direction(net) * size - vector).abs().max()) < 1e-12
+    vector.zero_()
+    assert weight_norm(net) > 0  # a copy
+
+
+def test_logits_leave_running_statistics_and_mode_alone():
+    net, x = cnn(dtype=torch.float64), torch.randn(8, 1, 8, 8, dtype=torch.float64)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    train_mode = logits(net, x)
+    assert not train_mode.requires_grad and net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(train_mode, logits_on(x)(net)) and torch.equal(train_mode, net(x).detach())
+    assert not torch.equal(before["1.running_mean"], net.state_dict()["1.running_mean"])  # control
+    assert not torch.allclose(train_mode, logits(net.eval(), x))
+
+
+def test_accuracy_and_loss_count_example_by_example():
+    net = mlp((64, 16, 10), dtype=torch.float64)
+    scores = [net(X[i : i + 1])[0].detach() for i in range(50)]
+    right = sum(int(torch.argmax(s)) == int(label) for s, label in zip(scores, Y, strict=True))
+    assert accuracy_on(X, Y)(net) == right / 50
+    mean = sum(float(s.logsumexp(0) - s[label]) for s, label in zip(scores, Y, strict=True)) / 50
+    assert loss_on(X, Y)(net) == pytest.approx(mean, rel=1e-12)
+    assert loss_on(X, Y, lambda f, y: 2 * cross_entropy(f, y))(net) == pytest.approx(2 * mean, rel=1e-12)
+
+
+def test_effective_lr_follows_the_rate_and_the_norm():
+    net = mlp((64, 16, 10), dtype=torch.float64)
+    optimizer = torch.optim.SGD(trainable(net), lr=0.1, momentum=0.9)
+    probe, size = effective_lr_of(optimizer), weight_norm(net)
+    assert probe(net) == pytest.approx(0.1 / 0.1 / size**2, rel=1e-12)
+    optimizer.param_groups[0]["lr"] = 0.01
+    trainable(net)[0].data.mul_(3.0)
+    assert probe(net) == pytest.approx(0.1 / (3 * size) ** 2, rel=1e-12)
+    adam = torch.optim.AdamW(trainable(net), lr=0.2)
+    assert effective_lr_of(adam)(net) == pytest.approx(0.2 / (3 * size) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("turn", [1e-9, 1e-3, 1.0, math.pi])
+def test_the_angle_is_that_of_a_rotation(turn):
+    net, angle = torch.nn.Linear(2, 1, bias=False).double(), Angle()
+    net.weight.data = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    assert math.isnan(angle(net))
+    net.weight.data = 5 * torch.tensor([[math.cos(turn), math.sin(turn)]], dtype=torch.float64)
+    assert angle(net) == pytest.approx(turn, rel=1e-6)
+    assert angle(net) == 0.0  # from there it has not moved
+
+
+def test_swa_averages_all_weights_read():
+    swa, seen = SWA(X, Y), []
+    net = mlp((64, 16, 10), dtype=torch.float64)
+    for seed in range(4):
+        net[1].weight.data = mlp((64, 16, 10), seed=seed, dtype=torch.float64)[1].weight.data
+        seen.append(net[1].weight.detach().clone())
+        value = swa(net)
+    mean = mlp((64, 16, 10), dtype=torch.float64)
+    mean[1].weight.data = sum(seen) / 4
+    average = swa.average.module[1].weight
+    assert (average - mean[1].weight).abs().max().item() < 1e-15
+    assert value == accuracy_on(X, Y)(mean)
+    again = SWA(X, Y)
+    again.load_state_dict(swa.state_dict())
+    net[1].weight.data = seen[0]
+    again(net)
+    assert (again.average.module[1].weight - (sum(seen) + seen[0]) / 5).abs().max().item() < 1e-15
