@@ -61,7 +61,7 @@ def test_a_finding_that_a_relation_fails_keeps_its_distance_too():
 
 
 def test_what_came_out_otherwise_or_is_missing_is_weak_whatever_its_kind():
-    odd = record(1, "did not fail (unexpected)", kind="control", relation=">")
+    odd = record(1, kind="control", relation=">")
     control = entry(record(9, "failed, as it must", kind="control", relation=">"), {"seed 1": odd})
     assert "otherwise under seed 1" in weak({"E1/x": control})[0]
     missing = entry(record(1), {"seed 1": None})
@@ -139,6 +139,34 @@ def test_a_chapter_that_raises_under_a_perturbation_is_weak(tmp_path, monkeypatc
     assert not robust.run(tmp_path)
     printed = capsys.readouterr().out
     assert "cell 2: AssertionError" in printed and "otherwise under seed 1" in printed
+
+
+@pytest.mark.parametrize(
+    ("relation", "bound", "verdict", "value", "expected"),
+    [
+        ("<", "5", "held", 4, True),
+        ("<", "5", "held", 6, False),
+        ("<", "5", "did not hold", 6, True),
+        ("<", "5", "did not hold", 4, False),
+        ("==", "0", "held", 1, False),
+        ("in", "[1, 2]", "held with a restriction", 1.5, True),
+        ("<", "30 roundings", "held", 31, False),
+        (">", "5", "not resolved", 1, True),
+        (">", "5", "not resolved", math.nan, False),
+        (">", "5", "failed, as it must", 1, False),
+    ],
+)
+def test_a_value_is_judged_by_the_stored_bound(relation, bound, verdict, value, expected):
+    assert robust.as_expected(record(0, verdict, relation=relation, bound=bound), value) is expected
+
+
+def test_a_changed_bound_executes_nothing_and_is_judged_by_the_values_there():
+    notebook = chapter('claim("E1/x", value, "<", 5, source="a")')
+    before = robust.fingerprint(notebook)
+    notebook.cells[2].source = 'claim("E1/x", value, "<", 2, source="b", n=3)'
+    assert robust.fingerprint(notebook) == before
+    notebook.cells[2].source = 'claim("E1/x", 2 * value, "<", 2, source="b")'
+    assert robust.fingerprint(notebook) != before
 
 
 def test_a_fingerprint_is_of_the_code_alone():

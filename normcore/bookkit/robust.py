@@ -4,6 +4,7 @@ python -m normcore.bookkit.robust [02 16 ...]    executes what is missing, two a
                                                  book/robustness.json; killed and called again, it goes on
 """
 
+import ast
 import concurrent.futures
 import hashlib
 import json
@@ -25,7 +26,7 @@ from normcore.bookkit.chapters import (
     notebook_records,
     verdict_text,
 )
-from normcore.bookkit.claims import NOT_HELD, UNRESOLVED, Record, parse_records
+from normcore.bookkit.claims import NOT_HELD, RELATIONS, ROUNDINGS, UNRESOLVED, Record, parse_records
 from normcore.bookkit.profile import machine
 
 PERTURBATIONS: dict[str, dict[str, str]] = {
@@ -66,10 +67,24 @@ def kicked(make: Any) -> Any:
     return lambda *args, **options: rounding_twin(make(*args, **options))
 
 
+class _BareClaims(ast.NodeTransformer):
+    """Leave of each claim its id and the value it measures."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        if isinstance(node.func, ast.Name) and node.func.id == "claim":
+            return ast.Call(node.func, node.args[:2], [])
+        self.generic_visit(node)
+        return node
+
+
 def fingerprint(notebook: Notebook) -> str:
-    """A hash of a chapter's code, by which a finished execution is recognised."""
-    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    """A hash of what a chapter computes, by which a finished execution is recognised.
+
+    Bounds, sources and restrictions of claims are not in it: they are judged anew against the values that are there.
+    """
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    code = [text if "%" in text[:1] else ast.dump(_BareClaims().visit(ast.parse(text))) for text in cells]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
 
 
 def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, Any]]:
@@ -144,6 +159,19 @@ def spread_and_margin(values: Sequence[float], low: float, high: float) -> tuple
     return spread, room / spread if spread > 0 else math.copysign(math.inf, room)
 
 
+def as_expected(stored: Record, value: float) -> bool:
+    """Whether a value from another machine gives the stored verdict; NaN never does."""
+    if math.isnan(value) or stored.verdict == UNRESOLVED:
+        return not math.isnan(value)
+    ends = interval(stored.relation, stored.bound.removesuffix(ROUNDINGS))
+    true = RELATIONS[stored.relation](value, ends if stored.relation == "in" else _end(stored.relation, ends))
+    return true == (stored.verdict != NOT_HELD)
+
+
+def _end(relation: str, ends: tuple[float, float]) -> float:
+    return ends[1] if relation.startswith("<") else ends[0]
+
+
 def entry(stored: Record, perturbed_records: Mapping[str, Record | None]) -> dict[str, Any]:
     """What book/robustness.json keeps of a check; a margin of null means that nothing moved."""
     others = {name: None if r is None else r.value for name, r in perturbed_records.items()}
@@ -155,7 +183,9 @@ def entry(stored: Record, perturbed_records: Mapping[str, Record | None]) -> dic
         "exact": stored.exact,
         "stored": _finite(stored.value),
         "values": {name: _finite(value) for name, value in others.items()},
-        "otherwise": [name for name, r in perturbed_records.items() if r is None or r.unexpected],
+        "otherwise": [
+            name for name, r in perturbed_records.items() if r is None or not as_expected(stored, r.value)
+        ],
     }
     values = [stored.value, *(value for value in others.values() if value is not None)]
     if not stored.exact:
