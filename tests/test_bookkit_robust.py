@@ -82,8 +82,10 @@ def test_summary_counts_kinds_and_margins():
         "E1/a": entry(record(1), {"a": record(1.5), "b": record(0.5)}),
         "E1/b": entry(record(9, "failed, as it must", kind="control", relation=">"), {"a": record(9)}),
     }
-    told = summary(checks)
+    told = summary({"chapters": {"one": checks}, "missing": {}, "perturbations": {"a": {}}})
     assert told.startswith("2 checks (1 paper, 0 extension, 1 control), 0 exact; least margin 8, median 8")
+    waiting = {"chapters": {"one": checks}, "missing": {"one": ["a"]}, "perturbations": {"a": {}, "b": {}}}
+    assert summary(waiting).endswith("; 1 of 2 executions are still to be made")
 
 
 def test_a_kick_moves_each_weight_by_its_last_bit():
@@ -127,6 +129,10 @@ def test_the_book_is_executed_once_under_each_perturbation(tmp_path, monkeypatch
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source += "\n1"
     nbformat.write(notebook, path)
+    robust.collect(tmp_path)  # of the changed code nothing has been executed
+    assert json.loads((tmp_path / "book" / "robustness.json").read_text())["missing"] == {
+        "one": ["seed 1", "two", "last bit"]
+    }
     robust.run(tmp_path)
     assert len((tmp_path / "book" / "log").read_text().split()) == 6
 
