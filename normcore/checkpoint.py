@@ -1,6 +1,6 @@
-"""Convert saved runs between the gauges:
+"""Convert saved runs between the gauges: with weight decay, exponential, and unit norm.
 
-With weight decay, exponential, and unit norm. Functions and their future stay as they are.
+Functions and their future stay as they are.
 """
 
 import copy
@@ -58,6 +58,8 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
         return new
     if to == "exp_lr":
         return new
+    for part in ("groups", "names"):  # keys become strings on their way through JSON
+        exp_lr[part] = {int(index): value for index, value in exp_lr[part].items()}
     for index, gauge in exp_lr["groups"].items():
         names = exp_lr["names"][index]
         if names is None:
@@ -65,8 +67,8 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
                 "state['exp_lr'] must name the weights, got None: save it from ExpLR(optimizer, model=model)"
             )
         factor = 1.0 / gauge["x"] if to == "weight_decay" else _norm([new["model"][name] for name in names])
-        _shift(new, int(index), names, gauge if to == "weight_decay" else None)
-        _multiply(new, int(index), names, gauge, factor)
+        _shift(new, index, names, gauge if to == "weight_decay" else None)
+        _multiply(new, index, names, gauge, factor)
     if to == "weight_decay":
         new["exp_lr"] = None
     return new
@@ -114,7 +116,7 @@ def _multiply_statistics(state: State, index: int, factor: float) -> None:
                 "state['exp_lr'] must know the norm layers, got norms=None: save it after the first forward pass"
             )
         return
-    position = list(state["exp_lr"]["groups"]).index(index) if index in state["exp_lr"]["groups"] else 0
+    position = list(state["exp_lr"]["groups"]).index(index)
     for layer, degrees in norms["degrees"].items():
         scale = factor ** -degrees[position]
         for statistic, power in (("running_mean", 1), ("running_var", 2)):

@@ -1,6 +1,7 @@
 """Checkpoints in other gauges: the same function and the same future."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -55,6 +56,31 @@ def test_the_future_does_not_change(name, to):
     assert float((model(x) - twin(x)).detach().abs().max()) < GAP
     for key, value in before["model"].items():
         assert torch.equal(value, state["model"][key])  # the argument is left as it was
+
+
+@pytest.mark.parametrize("to", ["weight_decay", "unit_norm"])
+def test_a_way_through_json_and_two_tagged_groups_change_nothing(to):
+    """Group keys become strings in JSON; the groups' norm layers must still be found."""
+    model = net(eps=1e-2)
+    tagged = [
+        {"params": [model.get_parameter(name)], "scale_invariant": True, "lr": lr}
+        for name, lr in (("0.weight", 0.1), ("3.weight", 0.3))
+    ]
+    rest = [p for name, p in model.named_parameters() if name not in ("0.weight", "3.weight")]
+    optimizer = SGD([*tagged, {"params": rest, "weight_decay": 0.0}], lr=0.1, weight_decay=1e-2, momentum=0.9)
+    exp_lr = nc.ExpLR(optimizer, model)
+    for batch in batches(30):
+        step(model, optimizer, batch)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "exp_lr": exp_lr.state_dict()}
+    through = {**state, "exp_lr": json.loads(json.dumps(state["exp_lr"]))}
+    x = next(batches(1))[0]
+    twin = net(eps=1e-2, seed=9)
+    twin.load_state_dict(nc.convert_checkpoint(through, to)["model"])
+    model.eval(), twin.eval()
+    if to == "weight_decay":  # without ExpLR the twin has the eps that it was made with
+        assert float((model(x) - twin(x)).detach().abs().max()) < GAP
+    for name, value in nc.convert_checkpoint(state, to)["model"].items():
+        assert torch.equal(value, twin.state_dict()[name]), name
 
 
 def test_gauges_are_what_they_say():
