@@ -60,16 +60,15 @@ def test_every_claim_keeps_its_margin_on_other_machines(path):
     fields = ("kind", "relation", "bound", "verdict")
     stored = {r.id: tuple(getattr(r, name) for name in fields) for r in chapters.notebook_records(path)}
     assert {id: tuple(check[name] for name in fields) for id, check in checks.items()} == stored
-    assert all(set(check["values"]) == set(robust.PERTURBATIONS) for check in checks.values())
+    executed = set(robust.PERTURBATIONS) - set(BOARD["missing"].get(path.stem, []))
+    assert all(set(check["values"]) == executed for check in checks.values())
+    assert {"seed 1", "seed 2", "kernels of 2008"} <= executed
     assert robust.weak(checks) == []
 
 
-def test_margins_were_measured_under_eight_perturbations():
+def test_margins_are_measured_under_eight_perturbations_and_the_page_tells_what_was_not_executed():
     assert len(robust.PERTURBATIONS) >= 8 and BOARD["perturbations"] == robust.PERTURBATIONS
-
-
-def test_reproducing_tells_the_margins():
-    assert robust.summary(robust.all_checks(BOARD)) in (ROOT / "book" / "reproducing.md").read_text()
+    assert robust.summary(BOARD) in (ROOT / "book" / "reproducing.md").read_text()
 
 
 def test_every_row_of_a_paper_is_tested():

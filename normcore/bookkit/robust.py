@@ -2,8 +2,10 @@
 
 python -m normcore.bookkit.robust [02 16 ...]    executes what is missing, two at a time, and writes
                                                  book/robustness.json; killed and called again, it goes on
+python -m normcore.bookkit.robust collect        writes the file from what has been executed so far
 """
 
+import ast
 import concurrent.futures
 import hashlib
 import json
@@ -25,7 +27,7 @@ from normcore.bookkit.chapters import (
     notebook_records,
     verdict_text,
 )
-from normcore.bookkit.claims import NOT_HELD, UNRESOLVED, Record, parse_records
+from normcore.bookkit.claims import NOT_HELD, RELATIONS, ROUNDINGS, UNRESOLVED, Record, parse_records
 from normcore.bookkit.profile import machine
 from normcore.files import atomic_write
 
@@ -33,7 +35,7 @@ PERTURBATIONS: dict[str, dict[str, str]] = {
     "seed 1": {"NORMCORE_SEED": "1"},
     "seed 2": {"NORMCORE_SEED": "2"},
     "seed 3": {"NORMCORE_SEED": "3"},
-    "two threads": {"OMP_NUM_THREADS": "2"},
+    "two threads": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
     "kernels without vectors": {"ATEN_CPU_CAPABILITY": "default"},
     "kernels of 2013": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
     "kernels of 2008": {
@@ -44,7 +46,8 @@ PERTURBATIONS: dict[str, dict[str, str]] = {
     },
     "last bit": {"NORMCORE_KICK": "1"},
 }
-"""Name -> environment. torch, oneDNN, MKL and OpenBLAS each choose their own kernels, and so their own rounding."""
+"""Name -> environment. torch, oneDNN, MKL and OpenBLAS each choose their own kernels, and so their own rounding.
+Threads that wait passively leave a busy machine to others."""
 
 LEAST = 3.0
 """A bound stays at least so many spreads away."""
@@ -67,10 +70,35 @@ def kicked(make: Any) -> Any:
     return lambda *args, **options: rounding_twin(make(*args, **options))
 
 
+class _BareClaims(ast.NodeTransformer):
+    """Leave of each claim its id and the value it measures."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        if isinstance(node.func, ast.Name) and node.func.id == "claim":
+            return ast.Call(node.func, node.args[:2], [])
+        self.generic_visit(node)
+        return node
+
+
 def fingerprint(notebook: Notebook) -> str:
-    """A hash of a chapter's code, by which a finished execution is recognised."""
-    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    """A hash of what a chapter computes, by which a finished execution is recognised.
+
+    Bounds, sources and restrictions of claims are not in it: they are judged anew against the values that are there.
+    """
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    code = [text if "%" in text[:1] else ast.dump(_BareClaims().visit(ast.parse(text))) for text in cells]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
+def cached(path: Path, name: str, cache: Path) -> dict[str, Any] | None:
+    """What an earlier execution of this chapter, with the same code, left in the cache."""
+    file = _cache_file(path, name, cache)
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found if found.get("code") == fingerprint(nbformat.read(path, as_version=4)) else None
+
+
+def _cache_file(path: Path, name: str, cache: Path) -> Path:
+    return cache / name.replace(" ", "-") / f"{path.stem}.json"
 
 
 def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, Any]]:
@@ -80,22 +108,21 @@ def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, 
         (path, name, {"code": fingerprint, "error": text or None, "text": the verdict table}).
 
     """
+    before = cached(path, name, cache)
+    if before is not None:
+        return path, name, before
     notebook = nbformat.read(path, as_version=4)
-    code, file = fingerprint(notebook), cache / name.replace(" ", "-") / f"{path.stem}.json"
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["code"] == code:
-            return path, name, found
+    code, file = fingerprint(notebook), _cache_file(path, name, cache)
     if "NORMCORE_KICK" in PERTURBATIONS[name]:
         first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
         notebook.cells.insert(first + 1, new_code_cell(KICK))
-    before = dict(os.environ)
+    environment = dict(os.environ)
     try:
         os.environ.update({"OMP_NUM_THREADS": "1", **PERTURBATIONS[name]})
         outcome = execute_notebook(notebook, path.parent)
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)
     text = verdict_text(notebook) if outcome.error is None else ""
     found = {"code": code, "error": outcome.error, "text": text, "seconds": round(outcome.seconds, 1)}
     atomic_write(file, json.dumps(found, ensure_ascii=False))
@@ -142,6 +169,19 @@ def spread_and_margin(values: Sequence[float], low: float, high: float) -> tuple
     return spread, room / spread if spread > 0 else math.copysign(math.inf, room)
 
 
+def as_expected(stored: Record, value: float) -> bool:
+    """Whether a value from another machine gives the stored verdict; NaN never does."""
+    if math.isnan(value) or stored.verdict == UNRESOLVED:
+        return not math.isnan(value)
+    ends = interval(stored.relation, stored.bound.removesuffix(ROUNDINGS))
+    true = RELATIONS[stored.relation](value, ends if stored.relation == "in" else _end(stored.relation, ends))
+    return true == (stored.verdict != NOT_HELD)
+
+
+def _end(relation: str, ends: tuple[float, float]) -> float:
+    return ends[1] if relation.startswith("<") else ends[0]
+
+
 def entry(stored: Record, perturbed_records: Mapping[str, Record | None]) -> dict[str, Any]:
     """What book/robustness.json keeps of a check; a margin of null means that nothing moved."""
     others = {name: None if r is None else r.value for name, r in perturbed_records.items()}
@@ -153,7 +193,9 @@ def entry(stored: Record, perturbed_records: Mapping[str, Record | None]) -> dic
         "exact": stored.exact,
         "stored": _finite(stored.value),
         "values": {name: _finite(value) for name, value in others.items()},
-        "otherwise": [name for name, r in perturbed_records.items() if r is None or r.unexpected],
+        "otherwise": [
+            name for name, r in perturbed_records.items() if r is None or not as_expected(stored, r.value)
+        ],
     }
     values = [stored.value, *(value for value in others.values() if value is not None)]
     if not stored.exact:
@@ -203,42 +245,52 @@ def _margin(check: Mapping[str, Any]) -> float:
     return math.inf if free or check["margin"] is None else float(check["margin"])
 
 
-def summary(checks: Mapping[str, Mapping[str, Any]]) -> str:
-    """Counts by kind, and the least and median margin of the papers' claims and ours."""
+def summary(board: Mapping[str, Any]) -> str:
+    """Counts by kind, the least and median margin of the papers' claims and ours, and what was not executed."""
+    checks = {id: check for part in board["chapters"].values() for id, check in part.items()}
     kinds = [check["kind"] for check in checks.values()]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("paper", "extension", "control"))
     exact = sum(check["exact"] for check in checks.values())
     margins = [m for check in checks.values() if math.isfinite(m := _margin(check))]
     moved = sum(bool(check["otherwise"]) for check in checks.values())
     middle = f"least margin {min(margins):.2g}, median {np.median(margins):.2g} spreads; " if margins else ""
-    return f"{len(checks)} checks ({counts}), {exact} exact; {middle}{moved} came out otherwise somewhere"
+    told = f"{len(checks)} checks ({counts}), {exact} exact; {middle}{moved} came out otherwise somewhere"
+    waiting = sum(map(len, board["missing"].values()))
+    return told + (f"; {waiting} of {_executions(board)} executions are still to be made" if waiting else "")
+
+
+def _executions(board: Mapping[str, Any]) -> int:
+    return len(board["chapters"]) * len(board["perturbations"])
 
 
 def run(root: Path, names: Sequence[str] = ()) -> bool:
-    """Execute what is missing, write book/robustness.json, and print what is weak; True when nothing is."""
+    """Execute what is missing, then `collect`; True when nothing is weak."""
     paths = [p for p in chapter_paths(root) if not names or any(p.stem.startswith(name) for name in names)]
-    found: dict[tuple[Path, str], dict[str, Any]] = {}
     with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
         jobs = [
             pool.submit(perturbed, p, n, root / "_build" / "robust") for n in PERTURBATIONS for p in paths
         ]
         for job in concurrent.futures.as_completed(jobs):
             path, name, result = job.result()
-            found[path, name] = result
             print(f"{path.stem:28} {name:24} {result['error'] or 'ok'}", flush=True)
-    file = root / "book" / "robustness.json"
-    board = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"chapters": {}}
-    board |= {"machine": machine(), "perturbations": PERTURBATIONS}
-    for path in paths:
-        tables = {name: found[path, name]["text"] for name in PERTURBATIONS}
-        board["chapters"][path.stem] = _chapter(notebook_records(path), tables)
-    order = {path.stem: i for i, path in enumerate(chapter_paths(root))}
-    board["chapters"] = dict(
-        sorted(((k, v) for k, v in board["chapters"].items() if k in order), key=lambda kv: order[kv[0]])
-    )
-    atomic_write(file, json.dumps(board, indent=1, ensure_ascii=False) + "\n")
-    complaints = [fault for path in paths for fault in weak(board["chapters"][path.stem])]
-    print(*complaints, summary(all_checks(board)), sep="\n")
+    return collect(root)
+
+
+def collect(root: Path) -> bool:
+    """Write book/robustness.json from what has been executed, and print what is weak; True when nothing is."""
+    cache, board = root / "_build" / "robust", {"machine": machine(), "perturbations": PERTURBATIONS}
+    chapters: dict[str, Any] = {}
+    missing: dict[str, list[str]] = {}
+    for path in chapter_paths(root):
+        found = {name: cached(path, name, cache) for name in PERTURBATIONS}
+        tables = {name: result["text"] for name, result in found.items() if result is not None}
+        chapters[path.stem] = _chapter(notebook_records(path), tables)
+        absent = [name for name in PERTURBATIONS if name not in tables]
+        missing |= {path.stem: absent} if absent else {}
+    board |= {"missing": missing, "chapters": chapters}
+    atomic_write(root / "book" / "robustness.json", json.dumps(board, indent=1, ensure_ascii=False) + "\n")
+    complaints = [fault for checks in chapters.values() for fault in weak(checks)]
+    print(*complaints, summary(board), sep="\n")
     return not complaints
 
 
@@ -248,10 +300,7 @@ def _chapter(stored: Iterable[Record], tables: Mapping[str, str]) -> dict[str, A
     return {r.id: entry(r, {name: records.get(r.id) for name, records in other.items()}) for r in stored}
 
 
-def all_checks(board: Mapping[str, Any]) -> dict[str, Any]:
-    """The checks of all chapters by id."""
-    return {id: check for checks in board["chapters"].values() for id, check in checks.items()}
-
-
 if __name__ == "__main__":
+    if sys.argv[1:] == ["collect"]:
+        sys.exit(0 if collect(Path.cwd()) else 1)
     sys.exit(0 if run(Path.cwd(), sys.argv[1:]) else 1)

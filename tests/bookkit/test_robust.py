@@ -61,7 +61,7 @@ def test_a_finding_that_a_relation_fails_keeps_its_distance_too():
 
 
 def test_what_came_out_otherwise_or_is_missing_is_weak_whatever_its_kind():
-    odd = record(1, "did not fail (unexpected)", kind="control", relation=">")
+    odd = record(1, kind="control", relation=">")
     control = entry(record(9, "failed, as it must", kind="control", relation=">"), {"seed 1": odd})
     assert "otherwise under seed 1" in weak({"E1/x": control})[0]
     missing = entry(record(1), {"seed 1": None})
@@ -82,8 +82,10 @@ def test_summary_counts_kinds_and_margins():
         "E1/a": entry(record(1), {"a": record(1.5), "b": record(0.5)}),
         "E1/b": entry(record(9, "failed, as it must", kind="control", relation=">"), {"a": record(9)}),
     }
-    told = summary(checks)
+    told = summary({"chapters": {"one": checks}, "missing": {}, "perturbations": {"a": {}}})
     assert told.startswith("2 checks (1 paper, 0 extension, 1 control), 0 exact; least margin 8, median 8")
+    waiting = {"chapters": {"one": checks}, "missing": {"one": ["a"]}, "perturbations": {"a": {}, "b": {}}}
+    assert summary(waiting).endswith("; 1 of 2 executions are still to be made")
 
 
 def test_a_kick_moves_each_weight_by_its_last_bit():
@@ -127,6 +129,10 @@ def test_the_book_is_executed_once_under_each_perturbation(tmp_path, monkeypatch
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source += "\n1"
     nbformat.write(notebook, path)
+    robust.collect(tmp_path)  # of the changed code nothing has been executed
+    assert json.loads((tmp_path / "book" / "robustness.json").read_text())["missing"] == {
+        "one": ["seed 1", "two", "last bit"]
+    }
     robust.run(tmp_path)
     assert len((tmp_path / "book" / "log").read_text().split()) == 6
 
@@ -139,6 +145,34 @@ def test_a_chapter_that_raises_under_a_perturbation_is_weak(tmp_path, monkeypatc
     assert not robust.run(tmp_path)
     printed = capsys.readouterr().out
     assert "cell 2: AssertionError" in printed and "otherwise under seed 1" in printed
+
+
+@pytest.mark.parametrize(
+    ("relation", "bound", "verdict", "value", "expected"),
+    [
+        ("<", "5", "held", 4, True),
+        ("<", "5", "held", 6, False),
+        ("<", "5", "did not hold", 6, True),
+        ("<", "5", "did not hold", 4, False),
+        ("==", "0", "held", 1, False),
+        ("in", "[1, 2]", "held with a restriction", 1.5, True),
+        ("<", "30 roundings", "held", 31, False),
+        (">", "5", "not resolved", 1, True),
+        (">", "5", "not resolved", math.nan, False),
+        (">", "5", "failed, as it must", 1, False),
+    ],
+)
+def test_a_value_is_judged_by_the_stored_bound(relation, bound, verdict, value, expected):
+    assert robust.as_expected(record(0, verdict, relation=relation, bound=bound), value) is expected
+
+
+def test_a_changed_bound_executes_nothing_and_is_judged_by_the_values_there():
+    notebook = chapter('claim("E1/x", value, "<", 5, source="a")')
+    before = robust.fingerprint(notebook)
+    notebook.cells[2].source = 'claim("E1/x", value, "<", 2, source="b", n=3)'
+    assert robust.fingerprint(notebook) == before
+    notebook.cells[2].source = 'claim("E1/x", 2 * value, "<", 2, source="b")'
+    assert robust.fingerprint(notebook) != before
 
 
 def test_a_fingerprint_is_of_the_code_alone():
