@@ -46,7 +46,13 @@ FAULTS = [
         'if start == "moving" and not',
         EQUIVALENCE,
     ),
-    ("dampening ignored", "equivalence/gauge.py", "(1.0 - dampening) * weight_decay\n", "weight_decay\n", EQUIVALENCE),
+    (
+        "dampening ignored",
+        "equivalence/gauge.py",
+        "(1.0 - dampening) * weight_decay\n",
+        "weight_decay\n",
+        EQUIVALENCE,
+    ),
     (
         "nesterov's gain inverted",
         "equivalence/gauge.py",
@@ -75,7 +81,13 @@ FAULTS = [
         "+ ratio * theta)",
         EQUIVALENCE,
     ),
-    ("no gauge reset", "equivalence/gauge.py", "return 0.5 * math.sqrt", "return 0.0 * math.sqrt", EQUIVALENCE),
+    (
+        "no gauge reset",
+        "equivalence/gauge.py",
+        "return 0.5 * math.sqrt",
+        "return 0.0 * math.sqrt",
+        EQUIVALENCE,
+    ),
     ("eps not co-scaled", "equivalence/norm_layers.py", "eps * scale**2", "eps", EXP_LR),
     (
         "running variance scaled once",
@@ -91,7 +103,13 @@ FAULTS = [
         "if False:\n            held",
         EXP_LR,
     ),
-    ("rebase by 2 where 4 is due", "equivalence/group_gauge.py", '"exp_avg_sq": 2', '"exp_avg_sq": 1', EXP_LR),
+    (
+        "rebase by 2 where 4 is due",
+        "equivalence/group_gauge.py",
+        '"exp_avg_sq": 2',
+        '"exp_avg_sq": 1',
+        EXP_LR,
+    ),
     (
         "a skipped step advances",
         "equivalence/optimizer.py",
@@ -99,7 +117,13 @@ FAULTS = [
         "self._skipped = False",
         EXP_LR,
     ),
-    ("the group is not given back", "equivalence/group_gauge.py", "self.group.update(self._saved)", "pass", EXP_LR),
+    (
+        "the group is not given back",
+        "equivalence/group_gauge.py",
+        "self.group.update(self._saved)",
+        "pass",
+        EXP_LR,
+    ),
     ("AdamW's eps not scaled", "equivalence/group_gauge.py", 'group["eps"] * self.x', 'group["eps"]', EXP_LR),
     (
         "a parameter without gradient drifts",
@@ -108,7 +132,13 @@ FAULTS = [
         "pass",
         EXP_LR,
     ),
-    ("kappa missing from the saved state", "equivalence/group_gauge.py", '"ratio": self.ratio,', '"ratio": 0.0,', EXP_LR),
+    (
+        "kappa missing from the saved state",
+        "equivalence/group_gauge.py",
+        '"ratio": self.ratio,',
+        '"ratio": 0.0,',
+        EXP_LR,
+    ),
     (
         "rebase forgets the weights",
         "equivalence/group_gauge.py",
@@ -152,7 +182,13 @@ FAULTS = [
         "(2 * (1 + memory)))) ** 0.5",
         "norm_dynamics/test_equilibrium.py",
     ),
-    ("rho without the chord", "norm_dynamics/equilibrium.py", "(2 - chord) * norm_sq", "2 * norm_sq", "norm_dynamics/test_balance.py"),
+    (
+        "rho without the chord",
+        "norm_dynamics/equilibrium.py",
+        "(2 - chord) * norm_sq",
+        "2 * norm_sq",
+        "norm_dynamics/test_balance.py",
+    ),
     (
         "P and Q swapped",
         "catapult/warm_up.py",
@@ -195,9 +231,27 @@ FAULTS = [
         "w.mul_(1 - weight_decay)",
         "lab/stacks/test_train_stack.py",
     ),
-    ("kernel not over m", "lab/stacks/stack.py", "m * classes) / m", "m * classes)", "lab/stacks/test_wide.py"),
-    ("loss not halved", "lab/stacks/descend.py", "(2 * output.shape[1])", "output.shape[1]", "lab/stacks/test_descend.py"),
-    ("the pull along the valley", "lab/toys/valley.py", "keep * y + pull * x", "keep * y", "lab/toys/test_valley.py"),
+    (
+        "kernel not over m",
+        "lab/stacks/stack.py",
+        "m * classes) / m",
+        "m * classes)",
+        "lab/stacks/test_wide.py",
+    ),
+    (
+        "loss not halved",
+        "lab/stacks/descend.py",
+        "(2 * output.shape[1])",
+        "output.shape[1]",
+        "lab/stacks/test_descend.py",
+    ),
+    (
+        "the pull along the valley",
+        "lab/toys/valley.py",
+        "keep * y + pull * x",
+        "keep * y",
+        "lab/toys/test_valley.py",
+    ),
 ]
 
 

@@ -88,8 +88,11 @@ def test_a_cell_that_always_kills_is_lost_and_the_others_are_not(tmp_path):
 @pytest.mark.slow
 def test_a_dask_cluster_behind_joblibs_own_switch():
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        with distributed.Client(cluster), joblib.parallel_config("dask", n_jobs=-1):
-            result = sweep(experiment, grid(lr=[0.5, 3], seed=[0, 1]))
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config("dask", n_jobs=-1),
+    ):
+        result = sweep(experiment, grid(lr=[0.5, 3], seed=[0, 1]))
     assert [r.status for r in result.cells] == ["done", "done", "raised", "raised"]
     assert result["draw"][:2].tolist() == sweep(experiment, grid(lr=[0.5], seed=[0, 1]))["draw"].tolist()
