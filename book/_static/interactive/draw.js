@@ -19,7 +19,7 @@
 
   // A number from its logarithm to base 10, which need not fit into a float.
   function decimal(log10, digits = 3) {
-    if (log10 > -3.5 && log10 < 5) return number(10 ** log10, digits);
+    if (log10 === -Infinity || (log10 > -3.5 && log10 < 5)) return number(10 ** log10, digits);
     const whole = Math.floor(log10);
     const [mantissa, carry] = (10 ** (log10 - whole)).toExponential(digits - 1).split("e").map(Number);
     return (mantissa === 1 ? "" : `${mantissa} · `) + `10${superscript(whole + carry)}`;
