@@ -41,9 +41,15 @@ BLOCKS = {
 }
 INK, GREY = "#333333", "#666666"
 RAY: dict[str, Any] = {"color": "#cccccc", "linewidth": 1.0, "zorder": 1}
-WORDS = {"va": "center", "fontsize": 12, "annotation_clip": False, "textcoords": "offset points", "zorder": 6}
-HALO = {"path_effects": [withStroke(linewidth=3, foreground="white")]}
-ARROW = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
+WORDS: dict[str, Any] = {
+    "va": "center",
+    "fontsize": 12,
+    "annotation_clip": False,
+    "textcoords": "offset points",
+    "zorder": 6,
+}
+HALO: dict[str, Any] = {"path_effects": [withStroke(linewidth=3, foreground="white")]}
+ARROW: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
 
 
 def circle(angles: Any) -> Vector:
@@ -277,7 +283,10 @@ def write(folder: Path) -> None:
         for picture in (two_runs, rates, norms, losses, mark):
             figure = picture().get_figure(root=True)
             assert figure is not None
-            options = {"facecolor": figure.get_facecolor(), "metadata": {"Date": None, "Creator": None}}
+            options: dict[str, Any] = {
+                "facecolor": figure.get_facecolor(),
+                "metadata": {"Date": None, "Creator": None},
+            }
             figure.savefig(folder / f"{picture.__name__}.svg", **options)
             plt.close(figure)
 

@@ -249,11 +249,8 @@ def test_overlaps_are_seen():
     """The control of the test above."""
     ax = draw.two_runs()
     draw._say(ax, "weight", draw.spiral()[0][-1], (20, 0))
-    (*_, (_, first)), others = (
-        list(boxes(ax)),
-        [box for name, box in boxes(ax) if name.startswith("weight decay")],
-    )
-    assert first.overlaps(others[0])
+    placed = dict(boxes(ax))
+    assert placed["weight"].overlaps(placed["weight decay, rate stays"])
 
 
 def plain(svg):
@@ -268,7 +265,7 @@ def test_the_stored_pictures_are_what_the_command_makes(tmp_path):
     for made in tmp_path.iterdir():
         stored = (ROOT / "book" / "_static" / made.name).read_text()
         (text, numbers), (kept, values) = plain(made.read_text()), plain(stored)
-        assert text == kept and np.allclose(numbers, values, atol=0.01), f"make {made.name} anew"
+        assert text == kept and np.allclose(numbers, values, atol=0.1), f"make {made.name} anew"
         assert "<dc:date>" not in stored
 
 
