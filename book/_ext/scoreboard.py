@@ -1,4 +1,4 @@
-"""The directive `{scoreboard}`, and an anchor at every cell that makes a claim, so that the board links to it."""
+"""The directives `{scoreboard}` and `{score}`, and an anchor at every cell that makes a claim, so that the board links to it."""
 
 import html
 import re
@@ -17,20 +17,35 @@ def anchor(id: str) -> str:
     return "claim-" + id.lower().replace("/", "-")
 
 
-class Scoreboard(SphinxDirective):
-    """The map of all rows, the filter, and a table a paper."""
+class Score(SphinxDirective):
+    """The summary and the map of all rows, whose squares lead to the scoreboard."""
+
+    page = "scoreboard.html"
+
+    def run(self):
+        """A paragraph and raw HTML."""
+        root = Path(self.env.srcdir)
+        self.scoreboard = load_scoreboard(root)
+        for path in (root / "book").glob("*.ipynb"):
+            self.env.note_dependency(str(path))
+        lead = nodes.strong(text=summary(self.scoreboard))
+        return [
+            nodes.paragraph("", "", lead),
+            _raw(_map(self.scoreboard, self.page)),
+        ]
+
+
+class Scoreboard(Score):
+    """The same with the filter, and a section a paper."""
+
+    page = ""
 
     def run(self):
         """Raw HTML around parsed text, so that formulas in rows are formulas."""
-        root = Path(self.env.srcdir)
-        scoreboard = load_scoreboard(root)
-        for path in (root / "book").glob("*.ipynb"):
-            self.env.note_dependency(str(path))
-        lead = nodes.paragraph("", "", nodes.strong(text=summary(scoreboard)))
-        sections = [
-            self._section(paper, rows) for paper, rows in scoreboard.items()
-        ]
-        return [lead, _raw(_map(scoreboard)), _raw(_filter(scoreboard)), *sections]
+        head = super().run()
+        board = self.scoreboard.items()
+        sections = [self._section(paper, rows) for paper, rows in board]
+        return [*head, _raw(_filter(self.scoreboard)), *sections]
 
     def _section(self, paper, rows):
         """A paper's heading and rows."""
@@ -55,12 +70,12 @@ def _raw(text):
     return nodes.raw("", text, format="html")
 
 
-def _map(scoreboard) -> str:
+def _map(scoreboard, page) -> str:
     """A square a row, coloured by its verdict."""
     lines = []
     for paper, rows in scoreboard.items():
         squares = "".join(
-            f'<a class="square {verdict_class(row.verdict)}" href="#row-{row.id}" '
+            f'<a class="square {verdict_class(row.verdict)}" href="{page}#row-{row.id}" '
             f'title="{row.id}: {row.verdict}" data-verdict="{row.verdict}">{row.id}</a>'
             for row in rows
         )
@@ -170,6 +185,7 @@ def _makes(source: str, id: str) -> bool:
 
 def setup(app):
     """Register."""
+    app.add_directive("score", Score)
     app.add_directive("scoreboard", Scoreboard)
     app.connect("doctree-read", add_anchors)
     return {"parallel_read_safe": True}

@@ -100,7 +100,10 @@ def test_rows_know_chapter_and_profile_and_the_summary_counts(tmp_path):
 
 def test_the_page_links_each_check_to_its_cell(tmp_path, monkeypatch):
     book(tmp_path)
-    (tmp_path / "index.md").write_text("# Board\n\n```{scoreboard}\n```\n\n```{toctree}\n02_one\n```\n")
+    (tmp_path / "index.md").write_text(
+        "# Board\n\n```{scoreboard}\n```\n\n```{toctree}\n02_one\nfront\n```\n"
+    )
+    (tmp_path / "front.md").write_text("# Front\n\n```{score}\n```\n")
     for name in ("02_one", "03_two"):
         (tmp_path / f"{name}.ipynb").write_text((tmp_path / "book" / f"{name}.ipynb").read_text())
     (tmp_path / "_toc.yml").write_text("file: book/02_one\nfile: 02_one\nfile: book/03_two")
@@ -118,6 +121,10 @@ def test_the_page_links_each_check_to_its_cell(tmp_path, monkeypatch):
     assert '<a href="02_one.html#claim-e1-a"><code>E1/a</code></a> 0.5 ± 0.1 (n = 3) &lt; 1' in page
     assert "2 checks of the paper" in page or "1 check of the paper" in page
     assert "not resolved: needs &lt;nets&gt; that fit" in page and "(chapter 2, full)" in page
+    front = (out / "front.html").read_text()
+    assert summary(load_scoreboard(tmp_path)).replace("'", "’") in front
+    assert '<a class="square verdict-held" href="scoreboard.html#row-E1"' in front and 'id="row-' not in front
+    assert '<a class="square verdict-held" href="#row-E1"' in page
     chapter = (out / "02_one.html").read_text()
     assert chapter.count('id="claim-e1-') == 3
 
