@@ -7,7 +7,9 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib import cbook
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 DECAY, EXPONENTIAL, CONTROL, OTHER = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -16,9 +18,10 @@ DECAY, EXPONENTIAL, CONTROL, OTHER = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 Run with weight decay, run at the exponential rate, control, a further curve.
 """
 
+# A pair that is one run lies on itself: the first is wide, the second thin with sparse marks. Dashes are theory's.
 KINDS: dict[str, dict[str, Any]] = {
-    "decay": {"color": DECAY},
-    "exponential": {"color": EXPONENTIAL, "dashes": (4, 2)},
+    "decay": {"color": DECAY, "linewidth": 3.0, "alpha": 0.7},
+    "exponential": {"color": EXPONENTIAL, "linewidth": 1.5, "marker": "o", "markersize": 4, "markevery": 0.1},
     "control": {"color": CONTROL},
     "other": {"color": OTHER},
     "theory": {"color": "black", "linestyle": "--", "linewidth": 1.3, "zorder": 5},
@@ -57,11 +60,9 @@ def curve(
     **options: Any,
 ) -> None:
     """Draw a curve of a kind (a key of KINDS), with its label beside point `at`."""
-    style = {**KINDS[kind], **options}
-    dashes = style.pop("dashes", None)
-    (line,) = ax.plot(x, y, **style)
-    if dashes:
-        line.set_dashes(dashes)
+    own = cbook.normalize_kwargs(options, Line2D)
+    all_marks = {"markevery": None} if "marker" in own else {}
+    (line,) = ax.plot(x, y, **KINDS[kind] | all_marks | own)
     if label:
         ax.annotate(
             label,

@@ -30,3 +30,19 @@ def test_panels_and_decades():
         plots.axes_labels(right, "t", "y", "title")
     assert left.get_yscale() == "log" and right.get_xlabel() == "t"
     assert mpl.rcParams["axes.spines.top"] is False
+
+
+def test_theory_alone_is_dashed_and_a_pair_that_is_one_run_shows_both():
+    _, ax = plt.subplots()
+    for kind in plots.KINDS:
+        plots.curve(ax, [1, 2], [3, 4], kind)
+    lines = dict(zip(plots.KINDS, ax.lines, strict=True))
+    assert [kind for kind, line in lines.items() if line.get_linestyle() != "-"] == ["theory"]
+    assert lines["decay"].get_linewidth() > 1.5 * lines["exponential"].get_linewidth()
+    assert lines["exponential"].get_markevery() is not None
+
+
+def test_marks_that_are_asked_for_are_all_shown_and_short_names_win():
+    _, ax = plt.subplots()
+    plots.curve(ax, [1, 2], [3, 4], "exponential", marker="s", lw=7)
+    assert ax.lines[0].get_markevery() is None and ax.lines[0].get_linewidth() == 7
