@@ -1,5 +1,6 @@
 """Examine a model, its optimizer and one batch: what rates, weight decay and eps will do in the run ahead."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -260,7 +261,9 @@ def _run(group: Group, family: str, angle: float) -> Iterator[Finding]:
             f"lr {old[0]:.3g} -> {new[0]:.3g}, weight decay {old[1]:.3g} -> {new[1]:.3g}: the effective rate goes "
             f"to x{ratios[0]:.3g} at once and x{ratios[1]:.3g} in the end; after the {until - jump:,} steps it has "
             f"it is at x{ratios[2]:.3g}",
-            **dict(zip(("at_once", "in_the_end", "by_the_next"), ratios, strict=True)),
+            at_once=ratios[0],
+            in_the_end=ratios[1],
+            by_the_next=ratios[2],
         )
 
 
@@ -306,23 +309,27 @@ def _curvature(model: nn.Module, loss_fn: Any, batch: Any, groups: Sequence[Grou
         phases = lr_phases(found)
     except (ValueError, RuntimeError) as error:
         return say("curvature", f"no edges: {error}", "note")
-    value = {"curvature": found.value, "critical_lr": phases.critical_lr, "max_lr": phases.max_lr}
     text = f"measured: top Hessian eigenvalue {found.value:.4g} on this batch, now. Theory: 2/lambda = "
     text += f"{phases.critical_lr:.3g}, 4/lambda = {phases.max_lr:.3g}. "
+    level, lr, peak, edge = "ok", math.nan, math.nan, math.nan
     if any(group.family not in ("sgd", "nesterov") for group in groups):
         text += "They bound plain gradient steps, not those of this optimizer"
-        return say("curvature", text, **value)
-    top = max(groups, key=lambda group: float(group.rates[:, 0].max()))
-    (lr, _, m), peak = top.rates[0].tolist(), float(top.rates[:, 0].max())
-    edge = 2 * (1 + m) / (1 + 2 * m if top.family == "nesterov" else 1) / found.value
-    text += (
-        f"Rate in use {lr:.3g}, at most {peak:.3g} ahead: {lr / edge:.2g} and {peak / edge:.2g} of the edge"
-    )
-    text += f" {edge:.3g} that a quadratic has at momentum {m:g}"
-    free = any(group.free for group in groups)
-    text += "; beyond it scale-free weights grow until they are below" if free and peak > edge else ""
-    level = "ok" if peak <= edge else "note" if free or lr <= 2 * edge else "warning"
-    return say("curvature", text, level, **value, lr=lr, peak_lr=peak, edge=edge)
+    else:
+        top = max(groups, key=lambda group: float(group.rates[:, 0].max()))
+        (lr, _, m), peak = top.rates[0].tolist(), float(top.rates[:, 0].max())
+        edge = 2 * (1 + m) / (1 + 2 * m if top.family == "nesterov" else 1) / found.value
+        free = any(group.free for group in groups)
+        text += f"Rate in use {lr:.3g}, at most {peak:.3g} ahead: {lr / edge:.2g} and {peak / edge:.2g} of the edge"
+        text += f" {edge:.3g} that a quadratic has at momentum {m:g}"
+        text += "; beyond it scale-free weights grow until they are below" if free and peak > edge else ""
+        level = "ok" if peak <= edge else "note" if free or lr <= 2 * edge else "warning"
+    value = {
+        "curvature": found.value,
+        "critical_lr": phases.critical_lr,
+        "max_lr": phases.max_lr,
+        "edge": edge,
+    }
+    return say("curvature", text, level, lr=lr, peak_lr=peak, **value)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ class Finding:
         return f"[{self.source}; assumes: {self.assumption}]"
 
 
-def say(name: str, text: str, level: str = "ok", **value: Any) -> Finding:
+def say(name: str, text: str, level: str = "ok", /, **value: Any) -> Finding:
     """A finding with the source and the assumption of its topic."""
     return Finding(name, text, value, *GROUNDS[name.partition("/")[0]], level)
 
