@@ -37,7 +37,6 @@ ALSO = {
     "InvarianceReport": "what scale_invariance returns",
     "SharpnessMonitor": "curvature during training, as the edges of Part III ask for",
     "convert_checkpoint": "a finished run goes on in the other gauge",
-    "diagnose": "what a reader's own run will do, before it is run; the doctor of python -m normcore",
     "follow": "a schedule of the book on a stock optimizer",
     "intrinsic_lr": "the second paper's own number, read off an optimizer",
     "CellResult": "what a sweep returns for a cell",

@@ -15,7 +15,7 @@ from normcore.catapult.phases import lr_phases
 from normcore.checks import checked_count
 from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import Group, changes, course, rates_ahead
-from normcore.doctor.findings import Diagnosis, Finding, say
+from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.optimizer import ExpLR
 from normcore.invariance.degrees import NO_EPS
 from normcore.invariance.probing import Evaluator, joint_norm, untouched
@@ -108,6 +108,7 @@ def diagnose(
         for f in (group.planned(*ratios) for group in groups):
             findings.append(say(f.name.replace("/", f"/{what}, "), f.text, f.level, **f.value))
     title = f"{type(optimizer).__name__}, {len(groups)} group(s) of parameters, {steps:,} steps ahead"
+    findings.sort(key=lambda finding: list(GROUNDS).index(finding.topic))
     return Diagnosis(title, tuple(findings), tuple(groups))
 
 

@@ -18,7 +18,7 @@ GROUNDS = {
     "weight decay": ("Li & Arora 2020; Li, Lyu & Arora 2020", "the verdicts above"),
     "equilibrium": (
         "Li, Lyu & Arora 2020; angle Wan et al. 2021, Kosson et al. 2024",
-        "S as on this batch, zero-mean noise; AdamW: noise alone, a steady second moment",
+        "S as on this batch (learning lowers it), zero-mean noise; AdamW: noise alone, steady second moment",
     ),
     "run": ("Li, Lyu & Arora 2020", "constant S, small steps, the norm as it is now"),
     "change": ("Li, Lyu & Arora 2020; closed form nc.relaxation", "constant S, small steps"),
@@ -35,7 +35,7 @@ GROUNDS = {
         "noise well above the signal, rates below the edge, the schedule stretched alike",
     ),
 }
-"""Topic -> source and assumption."""
+"""Topic -> source and assumption, in the order of the page."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Finding:
     source: str
     assumption: str
     level: str = "ok"
+
+    @property
+    def topic(self) -> str:
+        """The part of the name before the slash."""
+        return self.name.partition("/")[0]
 
     @property
     def tag(self) -> str:
@@ -113,7 +118,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [fill(self.title, WIDTH)]
-        for head, findings in groupby(self.findings, lambda f: f.name.partition("/")[0]):
+        for head, findings in groupby(self.findings, lambda finding: finding.topic):
             lines += ["", head.upper()]
             for finding in findings:
                 about = finding.name.partition("/")[2]
