@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from normcore.catapult.phases import lr_phases
 from normcore.checks import checked_count
 from normcore.curvature.hessian import hessian_top_eigenvalue
-from normcore.doctor.ahead import Group, changes, course, rates_ahead
+from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.optimizer import ExpLR
 from normcore.invariance.degrees import NO_EPS
@@ -177,7 +177,9 @@ def _groups(
                 norm, grad = (joint_norm([source[name] for name in unit]) for source in (weights, grads))
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
-        groups.append(Group(label, names, family_of(optimizer, own), rates[i], own.get("betas"), alive))
+        family = family_of(optimizer, own)
+        known = family if family in FAMILIES else None
+        groups.append(Group(label, names, known, rates[i], own.get("betas"), alive))
     return groups
 
 
@@ -200,7 +202,7 @@ def _decay(group: Group) -> Finding:
     """Where weight decay is a learning rate, a penalty, or nothing."""
     weight_decay = float(group.rates[:, 1].max())
     parts = [f"{MEANING[role]} {_some(names)}" for role, names in group.names.items() if names]
-    text = f"{weight_decay:.4g} is " + "; ".join(parts) if weight_decay else "none"
+    text = f"{weight_decay:.4g} is " + "; ".join(parts) if weight_decay and parts else "none"
     return say(f"weight decay/{group.label}", text, weight_decay=weight_decay, names=dict(group.names))
 
 

@@ -68,7 +68,7 @@ def say(name: str, text: str, level: str = "ok", /, **value: Any) -> Finding:
     return Finding(name, text, value, *GROUNDS[name.partition("/")[0]], level)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What `diagnose` found: print it, show it in a notebook, or take `to_json()`.
 

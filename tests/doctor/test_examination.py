@@ -333,6 +333,25 @@ def test_what_cannot_be_said_is_said():
     assert "follows a metric" in d["change"].text
 
 
+def test_a_frozen_group_is_passed_over():
+    net = plain()
+    groups = [{"params": net[0].parameters()}, {"params": net[2].parameters()}]
+    net[2].requires_grad_(False)
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.1)
+    d = diagnose(net, optimizer, batch_of(), loss_fn=mse_loss, steps=10)
+    assert d["weight decay/group 1"].text == "none" and d["scale-free"].value["weights"] == 30
+
+
+def test_a_page_is_in_the_order_of_its_topics():
+    net = plain(norm=True)
+    groups = [{"params": net[0].parameters()}, {"params": [*net[1].parameters(), *net[3].parameters()]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01)
+    page = str(diagnose(net, optimizer, batch_of(), loss_fn=mse_loss, steps=100))
+    heads = [line for line in page.splitlines() if line.isupper()]
+    assert heads == ["SCALE-FREE", "WEIGHT DECAY", "EQUILIBRIUM", "RUN", "EPS", "CURVATURE", "PLAN"]
+    assert max(map(len, page.splitlines())) <= 80
+
+
 def test_what_nobody_trains_is_named():
     net = plain()
     d = diagnose(net, torch.optim.SGD(net[0].parameters(), lr=0.1), batch_of(), loss_fn=mse_loss, steps=10)
