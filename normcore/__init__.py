@@ -9,6 +9,8 @@ from normcore.catapult.phases import lr_phases
 from normcore.curvature.hessian import SharpnessMonitor, hessian_top_eigenvalue
 from normcore.curvature.ntk import ntk_top_eigenvalue
 from normcore.curvature.operator import EigenResult
+from normcore.doctor.examination import diagnose
+from normcore.doctor.findings import Diagnosis
 from normcore.equivalence.checkpoint import convert_checkpoint
 from normcore.equivalence.gauge import growth_factor
 from normcore.equivalence.optimizer import ExpLR, follow
@@ -62,4 +64,7 @@ __all__ = [
     "ExpLR",
     "convert_checkpoint",
     "follow",
+    # what a run will do
+    "Diagnosis",
+    "diagnose",
 ]

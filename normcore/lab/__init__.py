@@ -5,6 +5,7 @@ from normcore.lab.measure import gaps, max_gap, relative_gap, roundings, slope
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.resnets import preresnet, resnet
+from normcore.lab.nets.transformer import transformer
 from normcore.lab.stacks.descend import Descent, descend, half_mse, softmax_loss, train_stack
 from normcore.lab.stacks.stack import (
     Stack,
@@ -53,6 +54,7 @@ __all__ = [
     "mlp",
     "preresnet",
     "resnet",
+    "transformer",
     # training, and pairs of runs
     "History",
     "rounding_twin",
