@@ -15,8 +15,8 @@ ROOT = PACKAGE.parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
 FLOORS = [
-    {"elementwise", "files", "schedules", "sharded"},
-    {"checks"},
+    {"checks", "files", "sharded"},
+    {"elementwise", "schedules"},
     {"invariance", "curvature"},
     {"equivalence", "catapult"},
     {"norm_dynamics"},

@@ -5,13 +5,17 @@ An optimizer belongs to a family by two properties: whether its weight decay run
 gradient itself) or not at all (Adam's family, signs).
 """
 
+import functools
+import inspect
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from normcore.elementwise import Number, common, plain, require_momentum, require_range
+from normcore.checks import checked_choice, require_momentum, require_range
+from normcore.elementwise import Number, common, plain
 from normcore.sharded import is_sharded, norm_over_parts
 
 
@@ -36,20 +40,23 @@ FAMILIES = {
 
 def look_up(optimizer: str) -> Family:
     """The family of that name."""
-    if optimizer not in FAMILIES:
-        raise ValueError(f"optimizer must be one of {sorted(FAMILIES)}, got {optimizer!r}")
-    return FAMILIES[optimizer]
+    return FAMILIES[checked_choice("optimizer", optimizer, sorted(FAMILIES))]
 
 
 def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
     """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    if isinstance(optimizer, SGD):
+    kind = type(optimizer)
+    if _steps_as(kind, SGD):
         return "nesterov" if group["nesterov"] else "sgd"
-    if isinstance(optimizer, Adam | AdamW) and group.get(
-        "decoupled_weight_decay", isinstance(optimizer, AdamW)
-    ):
-        return "adamw"
+    if _steps_as(kind, AdamW) or _steps_as(kind, Adam):
+        return "adamw" if group.get("decoupled_weight_decay", issubclass(kind, AdamW)) else None
     return None
+
+
+@functools.cache
+def _steps_as(kind: type[Optimizer], stock: type[Optimizer]) -> bool:
+    """Whether the class steps as torch's own does: a subclass with a `step` of its own may have another rule."""
+    return issubclass(kind, stock) and inspect.unwrap(kind.step) is inspect.unwrap(stock.step)
 
 
 class Rates(NamedTuple):
@@ -83,7 +90,7 @@ def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:
         rates = rates_of(optimizer, group)
         if rates is None:
             raise TypeError(
-                "optimizer must be torch.optim.SGD or AdamW (decoupled weight decay), "
+                "optimizer must be torch.optim.SGD or AdamW (decoupled weight decay), with torch's own step, "
                 f"got {type(optimizer).__name__}"
             )
         groups.append((rates, group["params"]))
@@ -111,7 +118,8 @@ def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -
 
     Raises:
         ValueError: an argument breaks its condition.
-        TypeError: weight_decay is missing, or the optimizer is neither SGD nor decoupled AdamW.
+        TypeError: weight_decay is missing or not a number, or the optimizer is neither SGD nor decoupled AdamW
+            with torch's own step.
 
     Example:
         >>> round(intrinsic_lr(0.1, 5e-4, 0.9), 12)
@@ -156,12 +164,13 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
 
     Returns:
         A number of the kind that came in; for an optimizer a list, one float for each group, with the norm of
-        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR). Of sharded
-        weights all processes must ask.
+        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR): inf for a group of
+        zeros, which one step turns right round. Of sharded weights all processes must ask.
 
     Raises:
         ValueError: an argument breaks its condition.
-        TypeError: norm is missing, or the optimizer is neither SGD nor decoupled AdamW.
+        TypeError: norm is missing or not a number, or the optimizer is neither SGD nor decoupled AdamW with
+            torch's own step.
 
     Example:
         >>> effective_lr(0.5, 2.0), effective_lr(0.5, 2.0, 0.5)
@@ -191,12 +200,16 @@ def _norm(params: list[Tensor]) -> float:
     """The norm of a group's weights, concatenated."""
     if any(is_sharded(p) for p in params):
         return norm_over_parts(params)
-    return float(sum(float(p.double().norm()) ** 2 for p in params) ** 0.5)
+    wide = {True: torch.complex128, False: torch.float64}
+    norms = (torch.linalg.vector_norm(p, dtype=wide[p.is_complex()]) for p in params)
+    return math.hypot(*map(float, norms))
 
 
 def _effective(rates: Rates, params: list[Tensor]) -> float:
     """The effective learning rate of a group."""
     norm = _norm(params)
+    if norm == 0:
+        return math.inf if rates.lr > 0 else 0.0
     if look_up(rates.family).power == 4:
         return float(effective_lr(rates.lr, norm, rates.momentum))
     return float(norm * effective_lr(rates.lr, norm))

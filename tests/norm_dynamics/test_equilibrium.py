@@ -176,13 +176,13 @@ def test_frozen():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": -0.1}, "lr must be > 0 and finite, got -0.1"),
-        ({"lr": [0.1, 0.0]}, "lr must be > 0 and finite, got 0.0"),
-        ({"lr": float("inf")}, "lr must be > 0 and finite, got inf"),
-        ({"weight_decay": 0.0}, "weight_decay must be > 0 and finite, got 0.0"),
+        ({"lr": -0.1}, "lr must be finite and > 0, got -0.1"),
+        ({"lr": [0.1, 0.0]}, "lr must be finite and > 0, got 0.0"),
+        ({"lr": float("inf")}, "lr must be finite and > 0, got inf"),
+        ({"weight_decay": 0.0}, "weight_decay must be finite and > 0, got 0.0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": torch.tensor([0.5, -0.5])}, r"momentum must be in \[0, 1\), got -0.5"),
-        ({"grad_sq_norm": 0.0}, "grad_sq_norm must be > 0 and finite, got 0.0"),
+        ({"grad_sq_norm": 0.0}, "grad_sq_norm must be finite and > 0, got 0.0"),
         ({"lr": 300.0}, r"weight_decay must be such that lr\*weight_decay < 2\(1\+momentum\), got 0.01"),
         ({"lr": 210.0, "optimizer": "sgdw"}, r"such that lr\*weight_decay < 2, got 0.01"),
         (
@@ -207,5 +207,5 @@ def test_bad_input(change, message):
 
 
 def test_bad_type():
-    with pytest.raises(TypeError, match="lr must be a number, an array or a tensor, got 'fast'"):
+    with pytest.raises(TypeError, match="lr must be a number or an array of numbers, got 'fast'"):
         equilibrium("fast", 0.01)

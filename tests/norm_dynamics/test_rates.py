@@ -87,13 +87,13 @@ def test_families():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: intrinsic_lr(-0.1, 0.1), ValueError, "lr must be >= 0 and finite, got -0.1"),
-        (lambda: intrinsic_lr(0.1, -0.1), ValueError, "weight_decay must be >= 0 and finite, got -0.1"),
+        (lambda: intrinsic_lr(-0.1, 0.1), ValueError, "lr must be finite and >= 0, got -0.1"),
+        (lambda: intrinsic_lr(0.1, -0.1), ValueError, "weight_decay must be finite and >= 0, got -0.1"),
         (lambda: intrinsic_lr(0.1, 0.1, 1.0), ValueError, r"momentum must be in \[0, 1\), got 1.0"),
         (lambda: intrinsic_lr(0.1), TypeError, "weight_decay must be given"),
         (lambda: effective_lr(0.1), TypeError, "norm must be given"),
-        (lambda: effective_lr(0.1, 0.0), ValueError, "norm must be > 0 and finite, got 0.0"),
-        (lambda: effective_lr(float("nan"), 1.0), ValueError, "lr must be >= 0 and finite, got nan"),
+        (lambda: effective_lr(0.1, 0.0), ValueError, "norm must be finite and > 0, got 0.0"),
+        (lambda: effective_lr(float("nan"), 1.0), ValueError, "lr must be finite and >= 0, got nan"),
         (lambda: effective_lr(0.1, 1.0, -0.5), ValueError, r"momentum must be in \[0, 1\), got -0.5"),
         (lambda: intrinsic_lr("x", 0.1), TypeError, "lr must be a number"),
         (lambda: intrinsic_lr(torch.optim.RMSprop(weights(2))), TypeError, "SGD or AdamW .*, got RMSprop"),
