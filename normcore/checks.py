@@ -76,7 +76,12 @@ def _is_real(entry: Any) -> bool:
 
 
 def checked(
-    name: str, value: Any, *, above: float | None = None, least: float | None = None, below: float | None = None
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
 ) -> FloatArray:
     """The value as a finite float64 array, every entry > above, >= least and < below."""
     array = numbers(name, value)

@@ -24,7 +24,9 @@ def common(**arguments: Number) -> list[Number]:
     for name, tensor in tensors.items():
         if tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(f"{name} must be a number or an array of numbers, got {said(tensor)}")
-    values = {name: tensors[name] if name in tensors else numbers(name, arguments[name]) for name in arguments}
+    values = {
+        name: tensors[name] if name in tensors else numbers(name, arguments[name]) for name in arguments
+    }
     common_shape(**values)
     if not tensors:
         return list(values.values())

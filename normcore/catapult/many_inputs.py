@@ -37,7 +37,9 @@ class WeightCorrelations:
         shape = self.vv.shape, self.uu.shape, self.uv.shape
         batch, d = shape[0], shape[2][-1:]
         if not d or shape != (batch, (*batch, *d, *d), (*batch, *d)):
-            raise ValueError("vv must be (...), uu (..., d, d) and uv (..., d), got shapes {}, {}, {}".format(*shape))
+            raise ValueError(
+                "vv must be (...), uu (..., d, d) and uv (..., d), got shapes {}, {}, {}".format(*shape)
+            )
 
     @classmethod
     def from_weights(cls, u: ArrayLike, v: ArrayLike) -> "WeightCorrelations":

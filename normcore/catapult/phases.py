@@ -77,7 +77,9 @@ def lr_phases(
                 f"{curvature.matvecs} products"
             )
         curvature = curvature.value
-    value = checked_number("curvature", curvature, above=0.0) * checked_number("loss_scale", loss_scale, above=0.0)
+    value = checked_number("curvature", curvature, above=0.0) * checked_number(
+        "loss_scale", loss_scale, above=0.0
+    )
     value = checked_number("curvature*loss_scale", value, above=0.0)
     constant = UPPER_EDGE if max_constant is None else checked_number("max_constant", max_constant, above=2.0)
     reasons = _assumptions(constant, max_constant is None)

@@ -6,11 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from normcore.checks import require_type
+
+
+class NonFiniteError(ValueError):
+    """A loss, an output or a product is NaN or infinite: that of a run that diverged, say."""
 
 
 @dataclass(frozen=True, eq=False)
 class EigenResult:
-    """The largest (algebraic) eigenvalue of a symmetric operator.
+    """The largest (algebraic) eigenvalue of a symmetric operator, or the largest of those left.
 
     `value`, its unit `vector`, `residual` = |A v - value v| / |value|, the number of products `matvecs`, whether
     it `converged`, and the `method` that made it. An eigenvalue lies within residual*|value| of `value`;
@@ -37,13 +44,10 @@ class SymmetricOperator:
         self._apply, self.size, self.dtype, self.device = apply, size, dtype, device
         self.matvecs = 0
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(size, size)."""
-        return self.size, self.size
-
+    @torch.inference_mode(False)  # which also allows gradients, wherever the call stands
     def __matmul__(self, other: Tensor) -> Tensor:
         """The product with a vector (size,), or with each column of a matrix (size, k)."""
+        require_type("other", other, Tensor, "a tensor")
         if other.dim() == 2 and other.shape[0] == self.size:
             return torch.stack([self @ column for column in other.unbind(1)], dim=1)
         if other.shape != (self.size,):
@@ -51,19 +55,7 @@ class SymmetricOperator:
                 f"other must be of shape ({self.size},) or ({self.size}, k), got {tuple(other.shape)}"
             )
         self.matvecs += 1
-        return self._apply(other.to(self.device, self.dtype)).detach()
-
-    def to_scipy(self) -> Any:
-        """The same as a scipy.sparse.linalg.LinearOperator, for eigsh, cg and the like (needs scipy)."""
-        from importlib import import_module
-
-        linear_operator = import_module("scipy.sparse.linalg").LinearOperator
-
-        def product(vector: Any) -> Any:
-            return (self @ torch.as_tensor(vector.ravel().copy())).cpu().numpy()
-
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return linear_operator(self.shape, matvec=product, rmatvec=product, dtype=dtype)
+        return self._apply(usable(other.detach().to(self.device, self.dtype))).detach()
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -72,3 +64,8 @@ def default_tolerance(dtype: torch.dtype) -> float:
     The error of the value is at most the residual and typically its square, over the relative gap.
     """
     return 1e-6 if dtype == torch.float64 else 1e-4
+
+
+def usable(values: Any) -> Any:
+    """The same with copies in place of tensors that were made in inference mode, which autograd cannot use."""
+    return tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, values)

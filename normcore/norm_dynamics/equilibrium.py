@@ -121,7 +121,12 @@ def decay_per_step(lr: Number, weight_decay: Number) -> Number:
     require_range("lr", lr, positive=True)
     require_range("weight_decay", weight_decay, positive=True)
     h = lr * weight_decay
-    require("weight_decay", weight_decay, "such that lr*weight_decay neither vanishes nor overflows", (h > 0) & (h < math.inf))
+    require(
+        "weight_decay",
+        weight_decay,
+        "such that lr*weight_decay neither vanishes nor overflows",
+        (h > 0) & (h < math.inf),
+    )
     return h
 
 
@@ -135,7 +140,10 @@ def half_chord_square(lr: Number, weight_decay: Number, memory: Number, optimize
     if optimizer == "sgd":
         require("weight_decay", weight_decay, "such that lr*weight_decay < 2(1+momentum)", h < 2 * (1 + m))
         return h / (1 + m)
-    stable, condition = h * (1 + 2 * m) < 2 * (1 + m), "such that lr*weight_decay*(1+2 momentum) < 2(1+momentum)"
+    stable, condition = (
+        h * (1 + 2 * m) < 2 * (1 + m),
+        "such that lr*weight_decay*(1+2 momentum) < 2(1+momentum)",
+    )
     require("weight_decay", weight_decay, condition, stable)
     return h * (1 + 2 * m - 2 * m**3 + h * m * (1 + m) * (1 + 2 * m)) / (1 + m + h * m * (1 + 2 * m))
 
@@ -144,7 +152,9 @@ def _memory(momentum: Number, optimizer: str, betas: tuple[float, float] | None)
     """The share of the last update that the next one keeps."""
     if optimizer != "adamw":
         if betas is not None:
-            raise ValueError(f"betas must be None unless optimizer is 'adamw', got {betas!r} for {optimizer!r}")
+            raise ValueError(
+                f"betas must be None unless optimizer is 'adamw', got {betas!r} for {optimizer!r}"
+            )
         return momentum
     (momentum,) = common(momentum=momentum)
     require("momentum", momentum, "0 for 'adamw', whose memory is betas[0]", momentum == 0)
@@ -159,7 +169,9 @@ def _size(grad_sq_norm: Number, dim: int | None, memory: Number, optimizer: str)
     if dim is None:
         return grad_sq_norm
     if look_up(optimizer).power != 2:
-        raise ValueError(f"dim must be None unless optimizer is 'adamw' or 'degree0', got {dim!r} for {optimizer!r}")
+        raise ValueError(
+            f"dim must be None unless optimizer is 'adamw' or 'degree0', got {dim!r} for {optimizer!r}"
+        )
     checked_count("dim", dim)
     if not (isinstance(grad_sq_norm, float) and grad_sq_norm == 1.0):
         raise ValueError(f"dim must stand in place of grad_sq_norm, got {dim!r} beside {grad_sq_norm!r}")

@@ -29,7 +29,9 @@ def test_the_curve_is_that_of_runs_to_first_order(kind, m, r, q):
     gaps = []
     for scale in (1.0, 0.25):
         lr, time = LR * scale, int(700 / scale)
-        ours = relaxation(np.arange(time), lr_ratio=r, weight_decay_ratio=q, lr=lr, weight_decay=WD, optimizer=kind)
+        ours = relaxation(
+            np.arange(time), lr_ratio=r, weight_decay_ratio=q, lr=lr, weight_decay=WD, optimizer=kind
+        )
         gaps.append(np.abs(measured(kind, lr, WD, m, r, q, time) / ours - 1).max())
     assert gaps[0] < 4 * LR * WD * max(1.0, r * q)
     assert gaps[0] > 2.5 * gaps[1] or gaps[0] < 1e-9  # O(lr weight_decay): 4 times less
