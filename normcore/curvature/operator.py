@@ -55,7 +55,8 @@ class SymmetricOperator:
                 f"other must be of shape ({self.size},) or ({self.size}, k), got {tuple(other.shape)}"
             )
         self.matvecs += 1
-        return self._apply(usable(other.detach().to(self.device, self.dtype))).detach()
+        vector = other.detach().to(self.device, self.dtype)
+        return self._apply(vector.clone() if vector.is_inference() else vector).detach()
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

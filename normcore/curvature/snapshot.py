@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normcore.checks import checked_count, require_type
@@ -28,13 +27,18 @@ class Snapshot:
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
         """Copy the model's parameters and buffers."""
         require_type("model", model, nn.Module, "a torch.nn.Module")
-        self.model, self._holder, self.seed = model, _Holder(model), checked_count("seed", seed, least=0)
-        named = dict(model.named_parameters())
+        self.model, self.seed = model, checked_count("seed", seed, least=0)
+        named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         self.leaves = {n: p.detach().clone().requires_grad_() for n, p in named.items() if p.requires_grad}
         if not any(p.numel() for p in self.leaves.values()):
             raise ValueError("model must have a trainable parameter, got none with requires_grad=True")
         self._fixed = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
-        self._buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+        self._buffers = {n: b.detach().clone() for n, b in buffers.items()}
+        first = {
+            id(t): n for n, t in [*named.items(), *buffers.items()]
+        }  # a tied one has one name and many places
+        stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
+        self._places = [(s, key, first[id(t)]) for s in stores for key, t in s.items() if t is not None]
         kinds = {(p.dtype, p.device) for p in self.leaves.values()}
         if len(kinds) > 1 or not next(iter(kinds))[0].is_floating_point:
             raise ValueError(
@@ -84,11 +88,16 @@ class Snapshot:
         Derivatives belong inside: under activation checkpointing the backward pass runs parts of the model again,
         with whatever it holds at that moment.
         """
-        buffers = {n: b.clone() for n, b in self._buffers.items()}
-        held = {**self._fixed, **buffers, **(self.leaves if values is None else values)}
+        held = {**self._fixed, **{n: b.clone() for n, b in self._buffers.items()}, **(values or self.leaves)}
+        kept = [(store, key, store[key]) for store, key, _ in self._places]
         with self.quiet(derivable=derivable):
-            done: Result = functional_call(self._holder, {f"model.{n}": t for n, t in held.items()}, (work,))
-        return done
+            try:
+                for store, key, name in self._places:
+                    store[key] = held[name]
+                return work(self.model)
+            finally:
+                for store, key, tensor in kept:
+                    store[key] = tensor
 
     def call(self, inputs: Any, values: Mapping[str, Tensor] | None = None, *, derivable: bool = True) -> Any:
         """The model's output; without a graph unless derivable."""
@@ -140,17 +149,6 @@ class Snapshot:
                     f"samples must not interact when chunk_size={chunk_size}, got outputs that do"
                 )
         return chunks
-
-
-class _Holder(nn.Module):
-    """Lends its model for work: `functional_call` puts the values into the model for as long."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, work: Callable[[nn.Module], Result]) -> Result:
-        return work(self.model)
 
 
 def _couples_samples(module: nn.Module) -> bool:
