@@ -55,8 +55,6 @@ class Readings:
         self.owner = np.repeat(np.arange(len(sizes)), sizes)
         rows = len(self.owner) + len(sizes)
         self.groups = np.concatenate([self.owner, np.arange(len(sizes))])
-        self.members = torch.zeros(len(self.owner), len(sizes), dtype=self.dtype, device=device)
-        self.members[torch.arange(len(self.owner)), torch.as_tensor(self.owner)] = 1.0
         self.last = torch.full((len(ROWS), rows), torch.nan, dtype=self.dtype, device=device)
         self.sums = torch.zeros(len(MEANS), rows, dtype=self.dtype, device=device)
         self.weight = torch.zeros(rows, dtype=self.dtype, device=device)
@@ -113,7 +111,10 @@ class Readings:
         squares = (norms[:, :-2].reshape(len(raws), len(ROWS), tensors) * factors) ** 2
         if self.total is not None:
             squares = self.total(squares)
-        return torch.cat([squares, squares @ self.members], dim=2)
+        groups = [
+            part.sum(dim=2) for part in squares.split(self.sizes, dim=2)
+        ]  # a product with 0 would spread NaN
+        return torch.cat([squares, torch.stack(groups, dim=2)], dim=2)
 
     def _hyper(self, raws: list[Raw]) -> tuple[Any, Any, Any]:
         """Of each reading and row: (lr, weight decay), the squared chord at equilibrium, and whether it is AdamW."""

@@ -17,6 +17,15 @@ def test_the_lower_edge_solves_its_equation():
     assert (run.loss[1] <= run.loss[0]).all()
 
 
+def test_edges_at_small_curvature_and_discriminant():
+    f, curvature, n = 0.1, 0.5, 10  # curvature^2 - 8 f^2/n = 0.242
+    lower, upper = catapult.edges(f, curvature, n)
+    assert upper == 8.0 and lower == pytest.approx(4 / (0.5 + 0.242**0.5), rel=1e-14)
+    rates = lower * np.array([1 - 1e-6, 1 + 1e-6])
+    run = catapult.simulate(f, curvature, rates, n, 1)
+    assert (run.loss[1] > run.loss[0]).tolist() == [False, True]
+
+
 @pytest.mark.parametrize("a", [2.5, 3.0, 3.5])
 def test_duration_slope_and_peak_exponent(a):
     widths = 2.0 ** np.arange(10, 60, 2)

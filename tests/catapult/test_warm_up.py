@@ -122,6 +122,14 @@ def test_a_label_moves_the_edge_and_the_phase_is_read_off_the_run():
     assert np.mean(wide.phase == "divergent") == 0
 
 
+def test_a_run_whose_loss_rises_and_falls_is_a_catapult_with_any_label():
+    rates = np.array([0.9, 1.5, 2.5])
+    run = catapult.simulate(1.0, 2.0, rates, 2**20, 2000, label=0.5)
+    assert run.phase.tolist() == ["lazy", "catapult", "divergent"] and not run.phase_is_exact.any()
+    rose = run.loss[:, :2].max(axis=0) > run.loss[0, :2]
+    assert rose.tolist() == [False, True] and (run.loss[-1, :2] < 1e-12).all()
+
+
 def test_a_run_that_starts_at_its_label_stays():
     run = catapult.simulate(0.0, 2.0, 1.5, 100, 5)
     assert run.phase == "lazy" and not run.output.any()

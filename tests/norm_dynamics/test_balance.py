@@ -76,6 +76,13 @@ def test_kinds_of_numbers():
             ValueError,
             "moved_sq must be finite and >= 0, got nan",
         ),
+        ({"overlap": float("nan")}, ValueError, "overlap must be finite, got nan"),
+        ({"lr": 0.0}, ValueError, "lr must be finite and > 0, got 0.0"),
+        (
+            {"lr": 1e-200, "weight_decay": 1e-200},
+            ValueError,
+            r"lr\*weight_decay neither vanishes nor overflows",
+        ),
         ({"norm_sq": 0.0}, ValueError, "norm_sq must be finite and > 0, got 0.0"),
         ({"weight_decay": 0.0}, ValueError, "weight_decay must be finite and > 0, got 0.0"),
         ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),

@@ -54,6 +54,33 @@ def test_of_an_optimizer():
     assert effective_lr(adam) == pytest.approx([0.1 / math.sqrt(norm_sq)], rel=1e-14)  # degree 0: one power
 
 
+def test_groups_of_zeros_and_of_complex_weights():
+    zero, full = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.tensor([3 + 4j, 12j]))
+    optimizer = torch.optim.SGD([{"params": [zero]}, {"params": [full]}], lr=0.5)
+    assert effective_lr(optimizer) == [math.inf, pytest.approx(0.5 / 169)]
+    optimizer.param_groups[0]["lr"] = 0.0
+    assert effective_lr(optimizer)[0] == 0.0  # nothing moves
+    assert effective_lr(torch.optim.AdamW([full], lr=0.5)) == pytest.approx([0.5 / 13])
+
+
+def test_a_subclass_with_another_step_is_another_optimizer():
+    class Renamed(torch.optim.SGD):
+        pass
+
+    class Other(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.mul_(1 - group["lr"] * group["weight_decay"])
+
+    options = dict(lr=0.1, weight_decay=0.2)
+    assert intrinsic_lr(Renamed(weights(2), **options)) == intrinsic_lr(
+        torch.optim.SGD(weights(2), **options)
+    )
+    with pytest.raises(TypeError, match="with torch's own step, got Other"):
+        intrinsic_lr(Other(weights(2), **options))
+
+
 def test_dampening_is_a_smaller_learning_rate():
     def path(**options):
         (w,) = weights(5)

@@ -131,6 +131,35 @@ def test_two_e_folds():
     )
 
 
+def test_the_time_is_finite_where_powers_are_not():
+    for optimizer, p in (("sgd", 4), ("degree0", 2)):
+        target = equilibrium(0.1, 0.01, optimizer=optimizer).norm
+        near, far = (
+            time_to_equilibrium(10.0**k * target, 0.1, 0.01, optimizer=optimizer) for k in (100, 200)
+        )
+        assert (far - near) * p * 0.001 == pytest.approx(p * 100 * math.log(10), rel=1e-9)
+    # From far below the first step throws the norm as far above.
+    target = equilibrium(0.1, 0.01).norm
+    low = time_to_equilibrium(1e-200 * target, 0.1, 0.01)
+    thrown = math.sqrt(1e-3 * (2 - 1e-3)) / 1e-200
+    assert low == pytest.approx(1 + time_to_equilibrium(thrown * target, 0.1, 0.01), rel=1e-12)
+    assert time_to_equilibrium(torch.tensor(1.0), 0.1, 0.01) >= 0
+
+
+def test_dim_in_place_of_the_size_of_the_update():
+    options = dict(optimizer="adamw", betas=(0.5, 0.999))
+    ours = time_to_equilibrium(100.0, 1e-3, 0.1, dim=300, **options)
+    assert ours == time_to_equilibrium(100.0, 1e-3, 0.1, grad_sq_norm=100.0, **options)
+    assert ours != time_to_equilibrium(100.0, 1e-3, 0.1, **options)
+
+
+def test_the_former_names_of_the_ratios():
+    base = dict(lr=0.1, weight_decay=0.01)
+    assert relaxation(9.0, ratio_lr=0.1, ratio_wd=3.0, **base) == relaxation(
+        9.0, lr_ratio=0.1, weight_decay_ratio=3.0, **base
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
