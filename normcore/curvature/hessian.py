@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.checks import checked_count, checked_number, require_type
-from normcore.curvature.hessian_operator import HessianOperator, Loss
+from normcore.curvature.hessian_operator import HessianOperator, Loss, require_problem
 from normcore.curvature.lanczos import top_eigenpair, top_eigenpairs
 from normcore.curvature.operator import EigenResult, NonFiniteError
 
@@ -207,6 +207,7 @@ class SharpnessMonitor:
         method: str = "auto",
         chunk_size: int | None = None,
     ) -> None:
+        require_problem(loss_fn, batch, method, chunk_size)
         self.loss_fn, self.batch, self.method, self.chunk_size = loss_fn, batch, method, chunk_size
         self.matvecs, self.refresh = checked_count("matvecs", matvecs), checked_count("refresh", refresh)
         self.tol = checked_number("tol", tol, above=0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_choice, require_callable, require_type
+from normcore.checks import checked_choice, checked_count, require_callable, require_type
 from normcore.curvature.operator import (
     EigenResult,
     NonFiniteError,
@@ -42,10 +42,7 @@ class HessianOperator(SymmetricOperator):
         seed: int = 0,
     ) -> None:
         """Prepare the products; with method "auto" the first way that works is taken."""
-        checked_choice("method", method, METHODS)
-        require_callable("loss_fn", loss_fn)
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
+        require_problem(loss_fn, batch, method, chunk_size)
         self.snapshot, self.loss_fn, self.error = Snapshot(model, seed), loss_fn, 0.0
         super().__init__(self._product, self.snapshot.size, self.snapshot.dtype, self.snapshot.device)
         x, y = usable(batch)
@@ -198,6 +195,16 @@ class HessianOperator(SymmetricOperator):
         residual = max(found.residual, self.error)
         sure = found.converged and residual <= (default_tolerance(self.dtype) if tol is None else tol)
         return replace(found, residual=residual, converged=sure, method=self.method)
+
+
+def require_problem(loss_fn: Any, batch: Any, method: Any, chunk_size: Any) -> None:
+    """Raise TypeError or ValueError unless these can define a Hessian."""
+    checked_choice("method", method, METHODS)
+    require_callable("loss_fn", loss_fn)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
+    if chunk_size is not None:
+        checked_count("chunk_size", chunk_size)
 
 
 def _share(whole: Tensor, alone: Tensor, chunk_size: int) -> float:
