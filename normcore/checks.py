@@ -151,12 +151,14 @@ def columns(steps: int | None, **arguments: Any) -> list[FloatArray]:
             raise ValueError(f"{name} must be a number or a one-dimensional array, got shape {column.shape}")
     lengths = {name: column.size for name, column in columns.items() if column.ndim}
     if steps is not None:
-        lengths["steps"] = steps
+        lengths["steps"] = checked_count("steps", steps)
     if len(set(lengths.values())) > 1:
         raise ValueError(f"lengths must agree, got {lengths}")
     if not lengths:
         raise ValueError(f"steps must be given when {', '.join(columns)} are all scalars, got steps=None")
-    total = checked_count("steps", next(iter(lengths.values())))
+    total = next(iter(lengths.values()))
+    if not total:
+        raise ValueError(f"{next(iter(lengths))} must hold a number for at least one step, got none")
     broadcast = {name: np.broadcast_to(column, (total,)) for name, column in columns.items()}
     at = "step" if total > 1 or any(column.ndim for column in columns.values()) else ""
     for name, column in broadcast.items():
