@@ -16,36 +16,26 @@ FloatArray = NDArray[np.float64]
 
 
 def require(name: str, value: Any, condition: str, holds: Any, *, at: str = "") -> None:
-    """Raise ValueError naming the argument, the condition and the first value that breaks it.
-
-    Args:
-        name: of the argument.
-        value: number, array or tensor.
-        condition: completes "name must be ...".
-        holds: whether it holds, of the value's shape or one it broadcasts to.
-        at: what a place in the value is called ("step"), where it helps.
-
-    """
+    """Raise ValueError with the first number that breaks the condition, and its place if `at` says what places are."""
     holds = np.asarray(holds.cpu() if isinstance(holds, Tensor) else holds)
     if holds.all():
         return
     value = np.asarray(value.detach().cpu().double() if isinstance(value, Tensor) else value)
     first = int(np.argmin(holds))
-    place = f" at {at} {first}" if at else ""
-    worst = float(np.broadcast_to(value, holds.shape).flat[first])
+    worst, place = float(np.broadcast_to(value, holds.shape).flat[first]), f" at {at} {first}" if at else ""
     raise ValueError(f"{name} must be {condition}, got {worst!r}{place}")
 
 
-def require_range(name: str, value: Any, *, positive: bool = False) -> None:
+def require_range(name: str, value: Any, *, positive: bool = False, at: str = "") -> None:
     """Raise ValueError unless every number is finite and >= 0, or > 0."""
     finite = torch.isfinite if isinstance(value, Tensor) else np.isfinite
     condition, least = ("> 0", value > 0) if positive else (">= 0", value >= 0)
-    require(name, value, f"finite and {condition}", least & finite(value))
+    require(name, value, f"finite and {condition}", least & finite(value), at=at)
 
 
-def require_momentum(name: str, value: Any) -> None:
+def require_momentum(name: str, value: Any, *, at: str = "") -> None:
     """Raise ValueError unless every number lies in [0, 1)."""
-    require(name, value, "in [0, 1)", (value >= 0) & (value < 1))
+    require(name, value, "in [0, 1)", (value >= 0) & (value < 1), at=at)
 
 
 def said(value: Any) -> str:
@@ -85,14 +75,15 @@ def checked(
 ) -> FloatArray:
     """The value as a finite float64 array, every entry > above, >= least and < below."""
     array = numbers(name, value)
-    holds, condition = np.isfinite(array), "finite"
-    if above is not None:
-        holds, condition = holds & (array > above), f"{condition} and > {above:g}"
-    if least is not None:
-        holds, condition = holds & (array >= least), f"{condition} and >= {least:g}"
-    if below is not None:
-        holds, condition = holds & (array < below), f"{condition} and < {below:g}"
-    require(name, array, condition, holds)
+    holds, condition = np.isfinite(array), ["finite"]
+    for limit, sign, within in (
+        (above, ">", np.greater),
+        (least, ">=", np.greater_equal),
+        (below, "<", np.less),
+    ):
+        if limit is not None:
+            holds, condition = holds & within(array, limit), [*condition, f"{sign} {limit:g}"]
+    require(name, array, " and ".join(condition), holds)
     return array
 
 
@@ -131,16 +122,10 @@ def common_shape(**arguments: Any) -> tuple[int, ...]:
         raise ValueError(f"{', '.join(shapes)} must broadcast, got shapes {shapes}") from None
 
 
-def require_type(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+def require_type(name: str, value: Any, kind: Any, what: str) -> None:
     """Raise TypeError unless the value is of a kind that is called so in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
-
-
-def require_callable(name: str, value: Any) -> None:
-    """Raise TypeError unless the value can be called."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a function, got {said(value)}")
 
 
 def columns(steps: int | None, **arguments: Any) -> list[FloatArray]:
@@ -162,18 +147,13 @@ def columns(steps: int | None, **arguments: Any) -> list[FloatArray]:
     broadcast = {name: np.broadcast_to(column, (total,)) for name, column in columns.items()}
     at = "step" if total > 1 or any(column.ndim for column in columns.values()) else ""
     for name, column in broadcast.items():
-        _require_named_range(name, column, at)
+        if name in ("momentum", "dampening"):
+            require_momentum(name, column, at=at)
+        elif name == "lr":
+            require_range(name, column, at=at)
+        else:
+            require(name, column, "finite", np.isfinite(column), at=at)
     if {"lr", "weight_decay"} <= broadcast.keys():
         decay, product = broadcast["weight_decay"], broadcast["lr"] * broadcast["weight_decay"]
         require("weight_decay", decay, "such that 1 - lr*weight_decay > 0", product < 1, at=at)
     return list(broadcast.values())
-
-
-def _require_named_range(name: str, column: FloatArray, at: str) -> None:
-    """Raise ValueError where a column leaves the range that hyper-parameters of this name have."""
-    if name in ("momentum", "dampening"):
-        require(name, column, "in [0, 1)", (column >= 0) & (column < 1), at=at)
-    elif name == "lr":
-        require(name, column, "finite and >= 0", (column >= 0) & np.isfinite(column), at=at)
-    else:
-        require(name, column, "finite", np.isfinite(column), at=at)

@@ -47,39 +47,32 @@ def edges(
     Source: this project.
 
     """
-    f, curv, n, x = _broadcast(
-        output=checked("output", output),
-        curvature=checked("curvature", curvature, above=0.0),
-        width=checked("width", width, least=1.0),
-        input=checked("input", input),
-    )
+    f, curv, n, x = _broadcast(output=output, curvature=curvature, width=width, input=input)
     discriminant = curv**2 - 8 * (f * x) ** 2 / n
     upper = UPPER_EDGE / curv
     lower = 4 / (curv + np.sqrt(np.maximum(discriminant, 0.0)))
     return np.where((discriminant > 0) & (lower < upper), lower, np.nan), upper
 
 
-def _broadcast(**arguments: FloatArray) -> tuple[FloatArray, ...]:
-    """The arguments in one shape."""
-    shape = common_shape(**arguments)
-    return tuple(np.broadcast_to(value, shape) for value in arguments.values())
+LIMITS = {"curvature": {"above": 0.0}, "lr": {"above": 0.0}, "width": {"least": 1.0}}
+
+
+def _broadcast(**arguments: ArrayLike) -> tuple[FloatArray, ...]:
+    """The arguments, checked, in one shape."""
+    columns = {name: checked(name, value, **LIMITS.get(name, {})) for name, value in arguments.items()}
+    shape = common_shape(**columns)
+    return tuple(np.broadcast_to(column, shape) for column in columns.values())
 
 
 def duration(scaled_curvature: ArrayLike, width: ArrayLike) -> FloatArray:
-    """Compute the steps a catapult takes to reach outputs of order sqrt(n).
+    """Compute the steps a catapult takes to reach outputs of order sqrt(n): t* = ln n / (2 ln(eta lambda_0 - 1)).
 
-    t* = ln n / (2 ln(eta lambda_0 - 1)), up to a constant that does not depend on n: while f is small it
-    grows by eta lambda_0 - 1 a step, from O(1) to O(sqrt n).
+    Up to a constant that does not depend on n: while f is small it grows by eta lambda_0 - 1 a step, from O(1) to
+    O(sqrt n).
 
     Args:
-        scaled_curvature: eta lambda_0, in (2, 4).
+        scaled_curvature: eta lambda_0, in (2, 4), or a ValueError.
         width: n >= 1.
-
-    Returns:
-        t*, in steps.
-
-    Raises:
-        ValueError: an argument breaks its condition.
 
     Example:
         >>> float(duration(3.0, 1024))
@@ -100,13 +93,7 @@ def final_curvature(scaled_curvature: ArrayLike) -> FloatArray:
     lambda_inf <= 2/eta; for eta lambda_0 above about 3 the end depends on f_0 and this form is off.
 
     Args:
-        scaled_curvature: eta lambda_0, in (2, 4).
-
-    Returns:
-        eta lambda_inf.
-
-    Raises:
-        ValueError: scaled_curvature outside (2, 4).
+        scaled_curvature: eta lambda_0, in (2, 4), or a ValueError.
 
     Example:
         >>> round(float(final_curvature(2.1)), 4)
@@ -125,13 +112,7 @@ def peak(scaled_curvature: ArrayLike) -> FloatArray:
     z = delta^2/2 + delta^3/3 + O(delta^4), delta = eta lambda_0 - 2: the peak loss is n z/(2 eta^2), of order n.
 
     Args:
-        scaled_curvature: eta lambda_0, in (2, 4).
-
-    Returns:
-        z at the peak.
-
-    Raises:
-        ValueError: scaled_curvature outside (2, 4).
+        scaled_curvature: eta lambda_0, in (2, 4), or a ValueError.
 
     Example:
         >>> round(float(peak(2.1)), 5)
@@ -145,7 +126,6 @@ def peak(scaled_curvature: ArrayLike) -> FloatArray:
 
 
 def _catapult_range(scaled_curvature: ArrayLike) -> FloatArray:
-    """The argument, checked to lie in (2, 4)."""
     return checked("scaled_curvature", scaled_curvature, above=2.0, below=UPPER_EDGE)
 
 
@@ -225,14 +205,8 @@ def simulate(
 
     """
     steps = checked_count("steps", steps, least=0)
-    f, curv, eta, n, y, x = _broadcast(
-        output=checked("output", output),
-        curvature=checked("curvature", curvature, above=0.0),
-        lr=checked("lr", lr, above=0.0),
-        width=checked("width", width, least=1.0),
-        label=checked("label", label),
-        input=checked("input", input),
-    )
+    given = _broadcast(output=output, curvature=curvature, width=width, input=input, lr=lr, label=label)
+    f, curv, n, x, eta, y = given
     per_output = eta * x / np.sqrt(n)
     a, s = eta * curv, per_output * f
     _check_start(a, s, curv, x)
@@ -242,7 +216,6 @@ def simulate(
 
 
 def _check_start(a: FloatArray, s: FloatArray, curvature: FloatArray, x: FloatArray) -> None:
-    """Raise ValueError where no weights can have this output and curvature."""
     require("input", x, "other than 0", x != 0)
     possible = 2 * np.abs(s) <= a * (1 + 1e-12)
     require("curvature", curvature, ">= 2 |output input| / sqrt(width), as Cauchy-Schwarz has it", possible)
@@ -276,7 +249,6 @@ def _phase_by_edges(a: FloatArray, s: FloatArray) -> NDArray[np.str_]:
 
 
 def _phase_by_run(residuals: FloatArray, curvatures: FloatArray) -> NDArray[np.str_]:
-    """The phase as the run shows it."""
     size = np.abs(residuals)
     finite = np.isfinite(size[-1]) & np.isfinite(curvatures[-1])
     return np.where(finite, np.where(size.max(axis=0) > size[0], "catapult", "lazy"), "divergent")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_choice, checked_count, require_callable, require_type
+from normcore.checks import checked_choice, checked_count, require_type
 from normcore.curvature.operator import (
     EigenResult,
     NonFiniteError,
@@ -200,7 +200,7 @@ class HessianOperator(SymmetricOperator):
 def require_problem(loss_fn: Any, batch: Any, method: Any, chunk_size: Any) -> None:
     """Raise TypeError or ValueError unless these can define a Hessian."""
     checked_choice("method", method, METHODS)
-    require_callable("loss_fn", loss_fn)
+    require_type("loss_fn", loss_fn, Callable, "a function")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
     if chunk_size is not None:

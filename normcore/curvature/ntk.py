@@ -26,7 +26,7 @@ DENSE = 32
 STRUCTURED = 48
 """Up to so many outputs a sample, one backward pass each costs less than Lanczos on the model."""
 
-Graph = tuple[Tensor, Tensor, list[Tensor]]
+Graph = tuple[Tensor, Tensor, tuple[Tensor, ...]]
 """The output, a dummy u, and J^T u as a function of u: its derivative along w is J w."""
 
 
@@ -49,17 +49,17 @@ class NTKOperator(SymmetricOperator):
         self.samples, size = self.output_shape[0], self.output_shape.numel()
         products = None
         if chunk_size is not None:
-            method, products = "lanczos", self._chunked(self.snapshot.chunks(x, chunk_size))
+            chunks = self.snapshot.chunks(x, chunk_size)
+            method, products = "lanczos", self._passes(chunks, [len(chunk) for chunk in chunks])
         elif method == "structured" or (method == "auto" and size <= STRUCTURED * self.samples):
             products = self._structured(x, method)
         if method == "auto":
             method = "structured" if products else "dense" if size <= DENSE else "lanczos"
-        self.method = method
         if products is None:
-            products = self._dense(x) if method == "dense" else self._whole(x)
-        super().__init__(
-            lambda v: products(v) / self.samples, size, self.snapshot.dtype, self.snapshot.device
-        )
+            products = self._dense(x) if method == "dense" else self._passes([x], [self.samples])
+        self.method = method
+        kind = self.snapshot.dtype, self.snapshot.device
+        super().__init__(lambda vector: products(vector) / self.samples, size, *kind)
 
     def _structured(self, x: Any, method: str) -> Callable[[Tensor], Tensor] | None:
         try:
@@ -81,32 +81,29 @@ class NTKOperator(SymmetricOperator):
         rows = self.snapshot.run(jacobian)
         return (rows @ rows.T).mv
 
-    def _whole(self, x: Any) -> Callable[[Tensor], Tensor]:
-        """J^T u by a backward pass, J w by that pass's own derivative, on one graph that is kept."""
-        graph = self._graph(x)
+    def _passes(self, chunks: list[Any], sizes: list[int]) -> Callable[[Tensor], Tensor]:
+        """J^T u by backward passes, J w by the derivatives of such passes; a single chunk's graph is kept."""
+        kept, leaves, run = (
+            self._graph(chunks[0]) if len(chunks) == 1 else None,
+            self.snapshot.tensors,
+            self.snapshot.run,
+        )
+
+        def pulled(chunk: Any, u: Tensor) -> tuple[Tensor, ...]:
+            if kept is not None:
+                return run(lambda _: grad(kept[0], leaves, u, retain_graph=True))
+            return run(lambda model: grad(model(chunk), leaves, u))
+
+        def pushed(chunk: Any, direction: tuple[Tensor, ...]) -> Tensor:
+            graph = kept or self._graph(chunk)
+            return run(lambda _: self._forward(graph, direction))
 
         def product(vector: Tensor) -> Tensor:
-            u = vector.view(self.output_shape)
-            return self._forward(graph, grad(graph[0], self.snapshot.tensors, u, retain_graph=True))
-
-        return lambda vector: self.snapshot.run(lambda _: product(vector))
-
-    def _chunked(self, chunks: list[Tensor]) -> Callable[[Tensor], Tensor]:
-        """The same with a graph for each chunk, made anew for each of the two passes."""
-
-        def backward(chunk: Tensor, u: Tensor) -> tuple[Tensor, ...]:
-            return self.snapshot.run(lambda model: grad(model(chunk), self.snapshot.tensors, u))
-
-        def forward(chunk: Tensor, direction: list[Tensor]) -> Tensor:
-            graph = self._graph(chunk)
-            return self.snapshot.run(lambda _: self._forward(graph, direction))
-
-        def product(vector: Tensor) -> Tensor:
-            shares = vector.view(self.output_shape).split([len(chunk) for chunk in chunks])
-            direction = [torch.zeros_like(p) for p in self.snapshot.tensors]
-            for chunk, share in zip(chunks, shares, strict=True):
-                torch._foreach_add_(direction, list(backward(chunk, share)))
-            return torch.cat([forward(chunk, direction) for chunk in chunks])
+            shares = vector.view(self.output_shape).split(sizes)
+            direction, *others = (pulled(chunk, u) for chunk, u in zip(chunks, shares, strict=True))
+            for other in others:
+                torch._foreach_add_(direction, other)
+            return torch.cat([pushed(chunk, direction) for chunk in chunks])
 
         return product
 
@@ -114,7 +111,7 @@ class NTKOperator(SymmetricOperator):
         def transposed(model: nn.Module) -> Graph:
             output = model(x)
             dummy = torch.zeros_like(output, requires_grad=True)
-            return output, dummy, list(grad(output, self.snapshot.tensors, dummy, create_graph=True))
+            return output, dummy, grad(output, self.snapshot.tensors, dummy, create_graph=True)
 
         graph = self.snapshot.run(transposed)
         if derivable_once(graph[2]):
@@ -124,10 +121,10 @@ class NTKOperator(SymmetricOperator):
         return graph
 
     @staticmethod
-    def _forward(graph: Graph, direction: Any) -> Tensor:
+    def _forward(graph: Graph, direction: tuple[Tensor, ...]) -> Tensor:
         """J w, flat."""
         pairs = [(g, w) for g, w in zip(graph[2], direction, strict=True) if g.requires_grad]
-        inner, weights = [g for g, _ in pairs], [w for _, w in pairs]
+        inner, weights = zip(*pairs, strict=True)
         return torch.autograd.grad(inner, graph[1], weights, retain_graph=True)[0].flatten()
 
 

@@ -43,16 +43,6 @@ def look_up(optimizer: str) -> Family:
     return FAMILIES[checked_choice("optimizer", optimizer, sorted(FAMILIES))]
 
 
-def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
-    """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    kind = type(optimizer)
-    if _steps_as(kind, SGD):
-        return "nesterov" if group["nesterov"] else "sgd"
-    if _steps_as(kind, AdamW) or _steps_as(kind, Adam):
-        return "adamw" if group.get("decoupled_weight_decay", issubclass(kind, AdamW)) else None
-    return None
-
-
 @functools.cache
 def _steps_as(kind: type[Optimizer], stock: type[Optimizer]) -> bool:
     """Whether the class steps as torch's own does: a subclass with a `step` of its own may have another rule."""
@@ -70,31 +60,26 @@ class Rates(NamedTuple):
 
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
-    """The hyper-parameters of a group, None where `family_of` is."""
-    family = family_of(optimizer, group)
-    if family is None:
-        return None
-    lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-    if family == "adamw":
-        return Rates(family, lr, weight_decay, float(group["betas"][0]))
-    momentum = float(group["momentum"])
-    if momentum > 0:
-        lr *= 1.0 - float(group["dampening"])
-    return Rates(family, lr, weight_decay, momentum)
+    """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    kind = type(optimizer)
+    if _steps_as(kind, SGD):
+        momentum, lr = float(group["momentum"]), float(group["lr"])
+        lr *= 1.0 - float(group["dampening"]) if momentum > 0 else 1.0
+        return Rates("nesterov" if group["nesterov"] else "sgd", lr, float(group["weight_decay"]), momentum)
+    decoupled = group.get("decoupled_weight_decay", issubclass(kind, AdamW))
+    if decoupled and (_steps_as(kind, AdamW) or _steps_as(kind, Adam)):
+        return Rates("adamw", float(group["lr"]), float(group["weight_decay"]), float(group["betas"][0]))
+    return None
 
 
 def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:
     """The hyper-parameters and weights of each group."""
-    groups = []
-    for group in optimizer.param_groups:
-        rates = rates_of(optimizer, group)
-        if rates is None:
-            raise TypeError(
-                "optimizer must be torch.optim.SGD or AdamW (decoupled weight decay), with torch's own step, "
-                f"got {type(optimizer).__name__}"
-            )
-        groups.append((rates, group["params"]))
-    return groups
+    groups = [(rates_of(optimizer, group), group["params"]) for group in optimizer.param_groups]
+    known = [(rates, params) for rates, params in groups if rates is not None]
+    if len(known) < len(groups):
+        wanted = "torch.optim.SGD or AdamW (decoupled weight decay), with torch's own step"
+        raise TypeError(f"optimizer must be {wanted}, got {type(optimizer).__name__}")
+    return known
 
 
 def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -> Any:
@@ -135,8 +120,6 @@ def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -
         if weight_decay is not None:
             raise TypeError("weight_decay must not be given beside an optimizer, which has its own")
         return [_intrinsic(rates) for rates, _ in _every_group(lr)]
-    if weight_decay is None:
-        raise TypeError("weight_decay must be given beside a learning rate, got None")
     lr, weight_decay, momentum = common(lr=lr, weight_decay=weight_decay, momentum=momentum)
     require_range("lr", lr)
     require_range("weight_decay", weight_decay)
@@ -186,8 +169,6 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
         if norm is not None:
             raise TypeError("norm must not be given beside an optimizer, whose weights are measured")
         return [_effective(rates, params) for rates, params in _every_group(lr)]
-    if norm is None:
-        raise TypeError("norm must be given beside a learning rate, got None")
     lr, norm, momentum = common(lr=lr, norm=norm, momentum=momentum)
     require_range("lr", lr)
     require_range("norm", norm, positive=True)
