@@ -151,8 +151,10 @@ class _Krylov:
         for row, result in zip(self.rows, known, strict=False):
             row.copy_(result.vector.flatten())
         self.matrix = torch.zeros(capacity, capacity, dtype=torch.float64)
-        start = self._clear(self._clear(start, self.known)[0], self.known)[0]
-        self.ahead = start / start.norm()
+        if known:
+            start = self._clear(self._clear(start, self.known)[0], self.known)[0]
+            start = start / start.norm()
+        self.ahead = start
 
     @property
     def full(self) -> bool:

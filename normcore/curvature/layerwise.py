@@ -111,7 +111,6 @@ class StructuredKernel:
             Unstructured: a part of the model is not covered; the message says which.
 
         """
-        self.parts: list[Factors | Rows | Tokens] = []
         layers = _layers(snapshot)
         snapshot.run(lambda model: self._build(snapshot, *_recorded(model, x, layers)))
 
@@ -130,14 +129,14 @@ class StructuredKernel:
             deltas = torch.autograd.grad(flat[:, k].sum(), edges, retain_graph=True, allow_unused=True)
             for use, plan, kept, delta in zip(uses, plans, forms, deltas, strict=True):
                 kept.append(plan.form(flat.new_zeros(use.shape) if delta is None else delta))
-        rows: dict[nn.Module, Tensor] = {}
-        for use, plan in zip(uses, plans, strict=True):
-            stacked = torch.stack(forms.pop(0), dim=1)
-            if plan.part is Rows:  # the uses of one layer add up
-                rows[use.module] = rows[use.module] + stacked if use.module in rows else stacked
-            else:
-                self.parts.append(plan.part(stacked))
-        self.parts += map(Rows, rows.values())
+        built: dict[Any, tuple[Plan, Tensor]] = {}
+        for i, (use, plan) in enumerate(zip(uses, plans, strict=True)):
+            stacked, key = torch.stack(forms.pop(0), dim=1), use.module if plan.part is Rows else i
+            built[key] = (
+                plan,
+                built[key][1] + stacked if key in built else stacked,
+            )  # rows of one layer add up
+        self.parts = [plan.part(stacked) for plan, stacked in built.values()]
         self._compare(snapshot, flat)
 
     def apply(self, u: Tensor) -> Tensor:

@@ -83,27 +83,24 @@ class NTKOperator(SymmetricOperator):
 
     def _passes(self, chunks: list[Any], sizes: list[int]) -> Callable[[Tensor], Tensor]:
         """J^T u by backward passes, J w by the derivatives of such passes; a single chunk's graph is kept."""
-        kept, leaves, run = (
-            self._graph(chunks[0]) if len(chunks) == 1 else None,
-            self.snapshot.tensors,
-            self.snapshot.run,
-        )
+        kept = self._graph(chunks[0]) if len(chunks) == 1 else None
+        leaves, run = self.snapshot.tensors, self.snapshot.run
 
-        def pulled(chunk: Any, u: Tensor) -> tuple[Tensor, ...]:
+        def pull(chunk: Any, u: Tensor) -> tuple[Tensor, ...]:
             if kept is not None:
                 return run(lambda _: grad(kept[0], leaves, u, retain_graph=True))
             return run(lambda model: grad(model(chunk), leaves, u))
 
-        def pushed(chunk: Any, direction: tuple[Tensor, ...]) -> Tensor:
+        def push(chunk: Any, direction: Any) -> Tensor:
             graph = kept or self._graph(chunk)
             return run(lambda _: self._forward(graph, direction))
 
         def product(vector: Tensor) -> Tensor:
-            shares = vector.view(self.output_shape).split(sizes)
-            direction, *others = (pulled(chunk, u) for chunk, u in zip(chunks, shares, strict=True))
-            for other in others:
-                torch._foreach_add_(direction, other)
-            return torch.cat([pushed(chunk, direction) for chunk in chunks])
+            first, *rest = zip(chunks, vector.view(self.output_shape).split(sizes), strict=True)
+            direction: Any = pull(*first)
+            for chunk, u in rest:
+                direction = torch._foreach_add(direction, pull(chunk, u))
+            return torch.cat([push(chunk, direction) for chunk in chunks])
 
         return product
 
@@ -121,7 +118,7 @@ class NTKOperator(SymmetricOperator):
         return graph
 
     @staticmethod
-    def _forward(graph: Graph, direction: tuple[Tensor, ...]) -> Tensor:
+    def _forward(graph: Graph, direction: Any) -> Tensor:
         """J w, flat."""
         pairs = [(g, w) for g, w in zip(graph[2], direction, strict=True) if g.requires_grad]
         inner, weights = zip(*pairs, strict=True)
