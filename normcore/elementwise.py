@@ -24,9 +24,7 @@ def common(**arguments: Number) -> list[Number]:
     for name, tensor in tensors.items():
         if tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(f"{name} must be a number or an array of numbers, got {said(tensor)}")
-    values = {
-        name: tensors[name] if name in tensors else numbers(name, arguments[name]) for name in arguments
-    }
+    values: dict[str, Any] = {n: tensors[n] if n in tensors else numbers(n, v) for n, v in arguments.items()}
     common_shape(**values)
     if not tensors:
         return list(values.values())

@@ -31,6 +31,7 @@ MOST_LINES = 10_900
 ALSO = {
     "Constant": "a schedule with one rate, for those who write their own",
     "EigenResult": "what the curvature functions return",
+    "Equilibrium": "what equilibrium returns",
     "EquivalentSchedule": "what the schedule functions return",
     "InvarianceReport": "what scale_invariance returns",
     "SharpnessMonitor": "curvature during training, as the edges of Part III ask for",

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from normcore.checks import checked_count, checked_number, require_type
 from normcore.curvature.hessian_operator import HessianOperator, Loss, require_problem
-from normcore.curvature.lanczos import top_eigenpair, top_eigenpairs
-from normcore.curvature.operator import EigenResult, NonFiniteError
+from normcore.curvature.operator import EigenResult, NonFiniteError, top_eigenpair, top_eigenpairs
 
 
 def hessian_top_eigenvalue(

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from normcore.checks import checked_choice
-from normcore.curvature.lanczos import top_eigenpair
 from normcore.curvature.layerwise import StructuredKernel, Unstructured
-from normcore.curvature.operator import EigenResult, NonFiniteError, SymmetricOperator, usable
+from normcore.curvature.operator import EigenResult, NonFiniteError, SymmetricOperator, top_eigenpair, usable
 from normcore.curvature.snapshot import Snapshot, derivable_once, flatten, grad
 
 METHODS = ("auto", "structured", "lanczos", "dense")

@@ -163,7 +163,8 @@ def full_precision() -> Iterator[None]:
 
     No residual shows it: it belongs to the products as they are computed.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
     new = hasattr(cudnn, "conv")  # since torch 2.9, where it is an error to ask in both ways
     name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
     kept = [

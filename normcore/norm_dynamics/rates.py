@@ -44,7 +44,7 @@ def look_up(optimizer: str) -> Family:
 
 
 @functools.cache
-def _steps_as(kind: type[Optimizer], stock: type[Optimizer]) -> bool:
+def _steps_as(kind: Any, stock: Any) -> bool:
     """Whether the class steps as torch's own does: a subclass with a `step` of its own may have another rule."""
     return issubclass(kind, stock) and inspect.unwrap(kind.step) is inspect.unwrap(stock.step)
 
@@ -61,7 +61,7 @@ class Rates(NamedTuple):
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
     """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    kind = type(optimizer)
+    kind: Any = type(optimizer)
     if _steps_as(kind, SGD):
         momentum, lr = float(group["momentum"]), float(group["lr"])
         lr *= 1.0 - float(group["dampening"]) if momentum > 0 else 1.0

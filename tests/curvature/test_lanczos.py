@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from normcore.curvature.lanczos import top_eigenpair, top_eigenpairs
-from normcore.curvature.operator import SymmetricOperator
+from normcore.curvature.operator import SymmetricOperator, top_eigenpair, top_eigenpairs
 
 
 def rotated(spectrum, seed=0):
