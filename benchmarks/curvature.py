@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn.functional import cross_entropy
 
-from normcore.curvature.hessian import HessianOperator
+from normcore.curvature.hessian_operator import HessianOperator
 from normcore.curvature.ntk import NTKOperator, ntk_top_eigenvalue
 
 

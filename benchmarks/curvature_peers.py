@@ -20,7 +20,8 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normcore.curvature.hessian import HessianOperator, hessian_top_eigenvalue
+from normcore.curvature.hessian import hessian_top_eigenvalue
+from normcore.curvature.hessian_operator import HessianOperator
 from normcore.curvature.ntk import ntk_top_eigenvalue
 
 

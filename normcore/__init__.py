@@ -6,7 +6,12 @@
 
 from normcore import catapult
 from normcore.catapult.phases import lr_phases
-from normcore.curvature.hessian import SharpnessMonitor, hessian_top_eigenvalue
+from normcore.curvature.hessian import (
+    SharpnessMonitor,
+    hessian_eigenvalues,
+    hessian_top_eigenvalue,
+    hessian_trace,
+)
 from normcore.curvature.ntk import ntk_top_eigenvalue
 from normcore.curvature.operator import EigenResult
 from normcore.doctor.examination import diagnose
@@ -57,7 +62,9 @@ __all__ = [
     "EigenResult",
     "SharpnessMonitor",
     "catapult",
+    "hessian_eigenvalues",
     "hessian_top_eigenvalue",
+    "hessian_trace",
     "lr_phases",
     "ntk_top_eigenvalue",
     # the same on a torch optimizer

@@ -7,23 +7,13 @@ training ends.
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-
-
-def _check(name: str, value: float, condition: str, holds: bool) -> None:
-    """Raise ValueError naming the field, its value and the condition, unless it holds."""
-    if not (holds and math.isfinite(value)):
-        raise ValueError(f"{name} must be {condition}, got {value!r}")
-
-
-def _log(value: float) -> float:
-    """The logarithm, with log 0 = -inf."""
-    return math.log(value) if value > 0 else -math.inf
+from normcore.checks import FloatArray as FloatArray
+from normcore.checks import checked_count, checked_number, require_type
 
 
 class Schedule:
@@ -35,15 +25,16 @@ class Schedule:
 
     def log(self, t: int) -> float:
         """The natural logarithm of the value at step t; -inf where the value is 0."""
-        return _log(self(t))
+        value = self(t)
+        return math.log(value) if value > 0 else -math.inf
 
     def values(self, steps: int) -> FloatArray:
         """The values at steps 0, ..., steps-1, shape (steps,)."""
-        return np.array([self(t) for t in range(steps)])
+        return np.array([self(t) for t in range(checked_count("steps", steps, least=0))])
 
     def log_values(self, steps: int) -> FloatArray:
         """Their logarithms, shape (steps,)."""
-        return np.array([self.log(t) for t in range(steps)])
+        return np.array([self.log(t) for t in range(checked_count("steps", steps, least=0))])
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,7 @@ class Constant(Schedule):
 
     Raises:
         ValueError: lr is negative or not finite.
+        TypeError: lr is not a number.
 
     Example:
         >>> Constant(0.1).values(3).tolist()
@@ -65,7 +57,7 @@ class Constant(Schedule):
     lr: float
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, "finite and >= 0", self.lr >= 0)
+        checked_number("lr", self.lr, least=0.0)
 
     def __call__(self, t: int) -> float:
         """Give the rate of step t."""
@@ -78,11 +70,12 @@ class StepDecay(Schedule):
 
     Args:
         lr: the value of the first phase, >= 0.
-        milestones: increasing steps > 0 at which a new phase starts (steps, not epochs).
+        milestones: increasing steps >= 1 at which a new phase starts (steps, not epochs).
         factor: what the value is multiplied by, > 0.
 
     Raises:
         ValueError: a field breaks its condition.
+        TypeError: a field is not a number, a step not an integer.
 
     Example:
         >>> StepDecay(1.0, milestones=(2,), factor=0.1).values(4).tolist()
@@ -95,10 +88,11 @@ class StepDecay(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, "finite and >= 0", self.lr >= 0)
-        _check("factor", self.factor, "finite and > 0", self.factor > 0)
+        checked_number("lr", self.lr, least=0.0)
+        checked_number("factor", self.factor, above=0.0)
+        require_type("milestones", self.milestones, Iterable, "a sequence of steps")
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        edges = (0, *self.milestones)
+        edges = (0, *(checked_count("milestones", m) for m in self.milestones))
         if any(a >= b for a, b in itertools.pairwise(edges)):
             raise ValueError(f"milestones must increase from above 0, got {self.milestones!r}")
 
@@ -114,6 +108,7 @@ class StepDecay(Schedule):
             [(1.0, 2), (0.5, 3)]
 
         """
+        checked_count("steps", steps)
         edges = [0, *[m for m in self.milestones if m < steps], steps]
         return [(self(a), b - a) for a, b in itertools.pairwise(edges)]
 
@@ -124,10 +119,11 @@ class Cosine(Schedule):
 
     Args:
         lr: the value at t = 0, >= 0.
-        steps: the length of the half period, > 0.
+        steps: the length of the half period, >= 1.
 
     Raises:
         ValueError: a field breaks its condition.
+        TypeError: a field is not a number, a step not an integer.
 
     Example:
         >>> Cosine(1.0, steps=2).values(3).round(12).tolist()
@@ -139,8 +135,8 @@ class Cosine(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, "finite and >= 0", self.lr >= 0)
-        _check("steps", self.steps, "finite and > 0", self.steps > 0)
+        checked_number("lr", self.lr, least=0.0)
+        checked_count("steps", self.steps)
 
     def __call__(self, t: int) -> float:
         """Give the rate of step t."""
@@ -157,6 +153,7 @@ class Exponential(Schedule):
 
     Raises:
         ValueError: a field breaks its condition.
+        TypeError: a field is not a number, a step not an integer.
 
     Example:
         >>> round(Exponential(0.1, growth=1.001).log(1_000_000))
@@ -168,8 +165,8 @@ class Exponential(Schedule):
     growth: float
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, "finite and > 0", self.lr > 0)
-        _check("growth", self.growth, "finite and > 0", self.growth > 0)
+        checked_number("lr", self.lr, above=0.0)
+        checked_number("growth", self.growth, above=0.0)
 
     def log(self, t: int) -> float:
         """The logarithm, exact for any t."""

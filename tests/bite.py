@@ -178,8 +178,8 @@ FAULTS = [
     (
         "equilibrium of the continuum",
         "norm_dynamics/equilibrium.py",
-        "(2 * (1 + memory) - h))) ** 0.5",
-        "(2 * (1 + memory)))) ** 0.5",
+        "(2 * (1 + m) - h))) ** 0.5",
+        "(2 * (1 + m)))) ** 0.5",
         "norm_dynamics/test_equilibrium.py",
     ),
     (

@@ -15,8 +15,8 @@ ROOT = PACKAGE.parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
 FLOORS = [
-    {"elementwise", "files", "schedules", "sharded"},
-    {"checks"},
+    {"checks", "files", "sharded"},
+    {"elementwise", "schedules"},
     {"invariance", "curvature"},
     {"equivalence", "catapult"},
     {"norm_dynamics"},
@@ -33,9 +33,12 @@ ALSO = {
     "Constant": "a schedule with one rate, for those who write their own",
     "EigenResult": "what the curvature functions return",
     "Diagnosis": "what diagnose returns",
+    "Equilibrium": "what equilibrium returns",
     "EquivalentSchedule": "what the schedule functions return",
     "InvarianceReport": "what scale_invariance returns",
     "SharpnessMonitor": "curvature during training, as the edges of Part III ask for",
+    "hessian_eigenvalues": "how many directions a rate is too large for, not only whether one is",
+    "hessian_trace": "the mean curvature, which gradient noise feels, beside the largest",
     "convert_checkpoint": "a finished run goes on in the other gauge",
     "follow": "a schedule of the book on a stock optimizer",
     "intrinsic_lr": "the second paper's own number, read off an optimizer",

@@ -18,6 +18,6 @@ def test_lengths_are_named():
 
 def test_require_names_the_first_step_that_breaks():
     values = np.array([1.0, -1.0, -2.0])
-    require(values < 2, "value", values, "< 2")
+    require("value", values, "< 2", values < 2)
     with pytest.raises(ValueError, match="value must be > 0, got -1.0 at step 1"):
-        require(values > 0, "value", values, "> 0")
+        require("value", values, "> 0", values > 0, at="step")

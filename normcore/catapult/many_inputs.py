@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normcore.checks import checked, checked_count
-from normcore.schedules import FloatArray
+from normcore.checks import FloatArray, checked, checked_count, common_shape, numbers, require_type
 
 LOST = 1e100
 """A number above this has diverged: the next step still fits a float, nearly always."""
@@ -18,18 +17,35 @@ LOST = 1e100
 
 @dataclass(frozen=True)
 class WeightCorrelations:
-    """The state of the model: vv = |v|^2/n (...), uu = u^T u/n (..., d, d), uv = u^T v/sqrt(n) (..., d)."""
+    """The state of the model: vv = |v|^2/n (...), uu = u^T u/n (..., d, d), uv = u^T v/sqrt(n) (..., d).
+
+    Raises:
+        ValueError: the shapes do not fit, or width < 1.
+        TypeError: a part is not made of numbers.
+
+    """
 
     vv: FloatArray
     uu: FloatArray
     uv: FloatArray
     width: int
 
+    def __post_init__(self) -> None:
+        checked_count("width", self.width)
+        for name in ("vv", "uu", "uv"):
+            object.__setattr__(self, name, numbers(name, getattr(self, name)))
+        shape = self.vv.shape, self.uu.shape, self.uv.shape
+        batch, d = shape[0], shape[2][-1:]
+        if not d or shape != (batch, (*batch, *d, *d), (*batch, *d)):
+            raise ValueError(
+                "vv must be (...), uu (..., d, d) and uv (..., d), got shapes {}, {}, {}".format(*shape)
+            )
+
     @classmethod
     def from_weights(cls, u: ArrayLike, v: ArrayLike) -> "WeightCorrelations":
         """The state of given weights u (..., n, d) and v (..., n)."""
         u, v = checked("u", u), checked("v", v)
-        if u.ndim < 2 or u.shape[:-1] != v.shape:
+        if u.ndim < 2 or u.shape[:-1] != v.shape or not v.shape[-1]:
             raise ValueError(f"u must be (..., n, d) and v (..., n), got shapes {u.shape} and {v.shape}")
         n = v.shape[-1]
         uu, uv = np.swapaxes(u, -1, -2) @ u / n, np.einsum("...nd,...n->...d", u, v) / np.sqrt(n)
@@ -41,8 +57,9 @@ class WeightCorrelations:
     ) -> "WeightCorrelations":
         """The state of N(0, 1) weights, drawn from its exact law (Bartlett): width 2^60 costs what 2 does."""
         n, d = checked_count("width", width), checked_count("dim", dim)
-        shape = (size,) if isinstance(size, int) else tuple(size)
-        rng = np.random.default_rng(seed)
+        sizes = size if isinstance(size, tuple) else (size,)
+        shape = tuple(checked_count("size", length, least=0) for length in sizes)
+        rng = np.random.default_rng(checked_count("seed", seed, least=0))
         if n < d + 1:
             return cls.from_weights(rng.standard_normal((*shape, n, d)), rng.standard_normal((*shape, n)))
         factor = np.tril(rng.standard_normal((*shape, d + 1, d + 1)), -1)
@@ -53,22 +70,28 @@ class WeightCorrelations:
 
     def outputs(self, inputs: ArrayLike) -> FloatArray:
         """f_a (..., m) on the rows of inputs (m, d)."""
-        return np.asarray(self.uv @ np.asarray(inputs, dtype=np.float64).T)
+        return np.asarray(self.uv @ self._rows(inputs).T)
 
     def kernel(self, inputs: ArrayLike) -> FloatArray:
         """The NTK over m, (..., m, m): (|v|^2 x_a.x_b + x_a.u^T u x_b)/(n m)."""
-        x = np.asarray(inputs, dtype=np.float64)
+        x = self._rows(inputs)
         return np.asarray((self.vv[..., None, None] * (x @ x.T) + x @ self.uu @ x.T) / len(x))
 
     def top(self, inputs: ArrayLike) -> FloatArray:
         """The top eigenvalue of the kernel, from the smaller of its two forms."""
-        x = np.asarray(inputs, dtype=np.float64)
+        x = self._rows(inputs)
         if x.shape[0] <= x.shape[1]:
             return np.asarray(np.linalg.eigvalsh(self.kernel(x))[..., -1])
         values, vectors = np.linalg.eigh(self.vv[..., None, None] * np.eye(x.shape[1]) + self.uu)
         root = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
         small = np.swapaxes(root, -1, -2) @ (x.T @ x / len(x)) @ root
         return np.asarray(np.linalg.eigvalsh(small)[..., -1])
+
+    def _rows(self, inputs: ArrayLike) -> FloatArray:
+        x, d = checked("inputs", inputs), self.uv.shape[-1]
+        if x.ndim != 2 or x.shape[1] != d or not len(x):
+            raise ValueError(f"inputs must be (m, d) with m >= 1 and d = {d}, got shape {x.shape}")
+        return x
 
 
 @dataclass(frozen=True)
@@ -124,13 +147,11 @@ def simulate_full(
     Source: the model is that of Lewkowycz et al. (2020), arXiv 2003.02218; the closed system is this project's.
 
     """
+    require_type("start", start, WeightCorrelations, "WeightCorrelations")
     steps = checked_count("steps", steps, least=0)
-    x, y, eta = checked("inputs", inputs), checked("labels", labels), checked("lr", lr, above=0.0)
-    if x.ndim != 2 or y.shape != x.shape[:1] or start.uv.shape[-1] != x.shape[1]:
-        raise ValueError(
-            f"inputs must be (m, d), labels (m,) and start of dimension d, got shapes {x.shape}, {y.shape} "
-            f"and d = {start.uv.shape[-1]}"
-        )
+    x, y, eta = start._rows(inputs), checked("labels", labels), checked("lr", lr, above=0.0)
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"labels must be ({len(x)},), one a row of inputs, got shape {y.shape}")
     state, eta = _broadcast(start, eta)
     batch = eta.shape
     outputs, curvatures = np.full((steps + 1, *batch, len(x)), np.inf), np.full((steps + 1, *batch), np.inf)
@@ -155,7 +176,7 @@ def simulate_full(
 def _broadcast(start: WeightCorrelations, eta: FloatArray) -> tuple[WeightCorrelations, FloatArray]:
     """State and rate in one batch shape."""
     d = start.uv.shape[-1]
-    shape = np.broadcast_shapes(start.vv.shape, eta.shape)
+    shape = common_shape(start=start.vv, lr=eta)
     vv, uu = np.broadcast_to(start.vv, shape), np.broadcast_to(start.uu, (*shape, d, d))
     state = WeightCorrelations(vv, uu, np.broadcast_to(start.uv, (*shape, d)), start.width)
     return state, np.broadcast_to(eta, shape)

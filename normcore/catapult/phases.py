@@ -7,11 +7,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normcore.checks import checked
+from normcore.catapult.warm_up import UPPER_EDGE
+from normcore.checks import checked, checked_number
 from normcore.curvature.operator import EigenResult
-
-LINEAR = 4.0
-"""max_lr times the curvature in the two-layer linear model, at every width."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ def lr_phases(
 
     Raises:
         ValueError: curvature not positive or not converged, max_constant <= 2, loss_scale <= 0.
+        TypeError: an argument is not a number.
 
     Example:
         >>> phases = lr_phases(8.0)
@@ -78,19 +77,13 @@ def lr_phases(
                 f"{curvature.matvecs} products"
             )
         curvature = curvature.value
-    value = _positive("curvature", curvature) * _positive("loss_scale", loss_scale)
-    constant = LINEAR if max_constant is None else _positive("max_constant", max_constant)
-    if constant <= 2:
-        raise ValueError(f"max_constant must be > 2, got {constant!r}")
+    value = checked_number("curvature", curvature, above=0.0) * checked_number(
+        "loss_scale", loss_scale, above=0.0
+    )
+    value = checked_number("curvature*loss_scale", value, above=0.0)
+    constant = UPPER_EDGE if max_constant is None else checked_number("max_constant", max_constant, above=2.0)
     reasons = _assumptions(constant, max_constant is None)
     return LRPhases(value, 2 / value, constant / value, constant, max_constant is None, reasons)
-
-
-def _positive(name: str, value: float) -> float:
-    array = checked(name, value, above=0.0)
-    if array.ndim:
-        raise ValueError(f"{name} must be one number, got shape {array.shape}")
-    return float(array)
 
 
 def _assumptions(constant: float, theory: bool) -> Mapping[str, str]:

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from normcore.catapult.many_inputs import WeightCorrelations
-from normcore.checks import checked, checked_count
-from normcore.schedules import FloatArray
+from normcore.checks import FloatArray, checked, checked_count, checked_number, common_shape, require
 
 UPPER_EDGE = 4.0
-"""eta lambda_0 at and above which the run with label 0 does not converge, for every width."""
+"""eta lambda_0 at and above which the run with label 0 does not converge, for every width: max_lr of the linear model."""
 
 
 def edges(
@@ -48,30 +47,32 @@ def edges(
     Source: this project.
 
     """
-    f, curv = checked("output", output), checked("curvature", curvature, above=0.0)
-    n, x = checked("width", width, least=1.0), checked("input", input)
+    f, curv, n, x = _broadcast(output=output, curvature=curvature, width=width, input=input)
     discriminant = curv**2 - 8 * (f * x) ** 2 / n
     upper = UPPER_EDGE / curv
     lower = 4 / (curv + np.sqrt(np.maximum(discriminant, 0.0)))
-    lower = np.where((discriminant > 0) & (lower < upper), lower, np.nan)
-    return lower, np.broadcast_to(upper, lower.shape)
+    return np.where((discriminant > 0) & (lower < upper), lower, np.nan), upper
+
+
+LIMITS = {"curvature": {"above": 0.0}, "lr": {"above": 0.0}, "width": {"least": 1.0}}
+
+
+def _broadcast(**arguments: ArrayLike) -> tuple[FloatArray, ...]:
+    """The arguments, checked, in one shape."""
+    columns = {name: checked(name, value, **LIMITS.get(name, {})) for name, value in arguments.items()}
+    shape = common_shape(**columns)
+    return tuple(np.broadcast_to(column, shape) for column in columns.values())
 
 
 def duration(scaled_curvature: ArrayLike, width: ArrayLike) -> FloatArray:
-    """Compute the steps a catapult takes to reach outputs of order sqrt(n).
+    """Compute the steps a catapult takes to reach outputs of order sqrt(n): t* = ln n / (2 ln(eta lambda_0 - 1)).
 
-    t* = ln n / (2 ln(eta lambda_0 - 1)), up to a constant that does not depend on n: while f is small it
-    grows by eta lambda_0 - 1 a step, from O(1) to O(sqrt n).
+    Up to a constant that does not depend on n: while f is small it grows by eta lambda_0 - 1 a step, from O(1) to
+    O(sqrt n).
 
     Args:
-        scaled_curvature: eta lambda_0, in (2, 4).
+        scaled_curvature: eta lambda_0, in (2, 4), or a ValueError.
         width: n >= 1.
-
-    Returns:
-        t*, in steps.
-
-    Raises:
-        ValueError: an argument breaks its condition.
 
     Example:
         >>> float(duration(3.0, 1024))
@@ -92,13 +93,7 @@ def final_curvature(scaled_curvature: ArrayLike) -> FloatArray:
     lambda_inf <= 2/eta; for eta lambda_0 above about 3 the end depends on f_0 and this form is off.
 
     Args:
-        scaled_curvature: eta lambda_0, in (2, 4).
-
-    Returns:
-        eta lambda_inf.
-
-    Raises:
-        ValueError: scaled_curvature outside (2, 4).
+        scaled_curvature: eta lambda_0, in (2, 4), or a ValueError.
 
     Example:
         >>> round(float(final_curvature(2.1)), 4)
@@ -117,13 +112,7 @@ def peak(scaled_curvature: ArrayLike) -> FloatArray:
     z = delta^2/2 + delta^3/3 + O(delta^4), delta = eta lambda_0 - 2: the peak loss is n z/(2 eta^2), of order n.
 
     Args:
-        scaled_curvature: eta lambda_0, in (2, 4).
-
-    Returns:
-        z at the peak.
-
-    Raises:
-        ValueError: scaled_curvature outside (2, 4).
+        scaled_curvature: eta lambda_0, in (2, 4), or a ValueError.
 
     Example:
         >>> round(float(peak(2.1)), 5)
@@ -137,11 +126,7 @@ def peak(scaled_curvature: ArrayLike) -> FloatArray:
 
 
 def _catapult_range(scaled_curvature: ArrayLike) -> FloatArray:
-    """The argument, checked to lie in (2, 4)."""
-    a = checked("scaled_curvature", scaled_curvature, above=2.0)
-    if np.any(a >= UPPER_EDGE):
-        raise ValueError(f"scaled_curvature must be < 4, got {float(a.max())!r}")
-    return a
+    return checked("scaled_curvature", scaled_curvature, above=2.0, below=UPPER_EDGE)
 
 
 SEPARATE = 1e-3
@@ -220,14 +205,8 @@ def simulate(
 
     """
     steps = checked_count("steps", steps, least=0)
-    f, curv, eta, n, y, x = np.broadcast_arrays(
-        checked("output", output),
-        checked("curvature", curvature, above=0.0),
-        checked("lr", lr, above=0.0),
-        checked("width", width, least=1.0),
-        checked("label", label),
-        checked("input", input),
-    )
+    given = _broadcast(output=output, curvature=curvature, width=width, input=input, lr=lr, label=label)
+    f, curv, n, x, eta, y = given
     per_output = eta * x / np.sqrt(n)
     a, s = eta * curv, per_output * f
     _check_start(a, s, curv, x)
@@ -237,17 +216,9 @@ def simulate(
 
 
 def _check_start(a: FloatArray, s: FloatArray, curvature: FloatArray, x: FloatArray) -> None:
-    """Raise ValueError where no weights can have this output and curvature."""
-    if np.any(x == 0):
-        raise ValueError("input must not be 0, got 0.0")
-    bad = 2 * np.abs(s) > a * (1 + 1e-12)
-    if np.any(bad):
-        i = int(np.argmax(bad.ravel()))
-        ratio = float((2 * np.abs(s) / a).ravel()[i])
-        raise ValueError(
-            f"curvature must be >= 2 |output input| / sqrt(width), got {float(curvature.ravel()[i])!r}, "
-            f"which is {1 / ratio:.3g} times that"
-        )
+    require("input", x, "other than 0", x != 0)
+    possible = 2 * np.abs(s) <= a * (1 + 1e-12)
+    require("curvature", curvature, ">= 2 |output input| / sqrt(width), as Cauchy-Schwarz has it", possible)
 
 
 def _iterate(
@@ -273,17 +244,14 @@ def _iterate(
 
 
 def _phase_by_edges(a: FloatArray, s: FloatArray) -> NDArray[np.str_]:
-    rises = (a > 2 + s**2) & (s != 0)
-    return np.where(
-        s == 0, "lazy", np.where(a >= UPPER_EDGE, "divergent", np.where(rises, "catapult", "lazy"))
-    )
+    above = np.where(a >= UPPER_EDGE, "divergent", np.where(a > 2 + s**2, "catapult", "lazy"))
+    return np.where(s == 0, "lazy", above)
 
 
 def _phase_by_run(residuals: FloatArray, curvatures: FloatArray) -> NDArray[np.str_]:
-    """The phase as the run shows it."""
     size = np.abs(residuals)
-    diverged = ~(np.isfinite(size[-1]) & np.isfinite(curvatures[-1]))
-    return np.where(diverged, "divergent", np.where(size.max(axis=0) > size[0], "catapult", "lazy"))
+    finite = np.isfinite(size[-1]) & np.isfinite(curvatures[-1])
+    return np.where(finite, np.where(size.max(axis=0) > size[0], "catapult", "lazy"), "divergent")
 
 
 def initial_state(
@@ -311,6 +279,6 @@ def initial_state(
     Source: Bartlett's decomposition of a Wishart matrix.
 
     """
-    x = float(checked("input", input))
+    x = checked_number("input", input)
     start = WeightCorrelations.draw(width, 1, size, seed=seed)
     return x * start.uv[..., 0], x**2 * (start.vv + start.uu[..., 0, 0])

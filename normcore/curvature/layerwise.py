@@ -6,11 +6,13 @@ Whether the layers found make up the model's kernel is not assumed: one random p
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
 from torch.nn import functional
 
 from normcore.curvature.snapshot import Snapshot, flatten, grad
@@ -20,6 +22,13 @@ SLOW = 20.0
 
 PRODUCTS = 15.0
 """Products that an eigenvalue takes, for the choice between the two ways."""
+
+MEMORY = 2**31
+"""Bytes that the kept factors may take."""
+
+CONV = (nn.Conv1d, nn.Conv2d)
+NORM = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+COVERED = (nn.Linear, *CONV, *NORM, nn.Embedding)
 
 
 class Unstructured(Exception):  # noqa: N818 - a verdict that is caught, not a failure
@@ -33,23 +42,12 @@ def vecdot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Factors:
-    """Keeps delta (m, K, g, S, out) and x (g, m S, in); the products go through W or through the Gram matrix."""
+    """A layer by its inputs x (m, g, S, in) and deltas (m, K, g, S, out); products go through W or the Gram matrix."""
 
-    def __init__(self, x: Tensor) -> None:
-        """Hold the inputs (m, g, S, in)."""
-        self.x = x.transpose(0, 1).flatten(1, 2).contiguous()
-        self.deltas: list[Tensor] = []
+    def __init__(self, x: Tensor, delta: Tensor) -> None:
+        self.x, self.delta = x.transpose(0, 1).flatten(1, 2).contiguous(), delta
         _, positions, inputs = self.x.shape
         self.gram = self.x @ self.x.transpose(1, 2) if positions < 2 * inputs else None
-
-    def add(self, delta: Tensor) -> None:
-        """Take the delta (m, g, S, out) of the next output."""
-        self.deltas.append(delta)
-
-    def close(self) -> None:
-        """Stack what came."""
-        self.delta = torch.stack(self.deltas, dim=1)
-        self.deltas = []
 
     def apply(self, u: Tensor) -> Tensor:
         """The layer's part of the kernel times u (m, K)."""
@@ -62,22 +60,10 @@ class Factors:
 
 
 class Rows:
-    """Keeps the gradients of every output, (m, K, parameters); uses of one parameter add up."""
+    """A layer by the gradients of every output, (m, K, parameters)."""
 
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-
-    def add(self, k: int, row: Tensor) -> None:
-        """Add a call's gradients (m, parameters) of output k."""
-        if k == len(self.rows):
-            self.rows.append(row)
-        else:
-            self.rows[k] = self.rows[k] + row
-
-    def close(self) -> None:
-        """Stack what came."""
-        self.matrix = torch.stack(self.rows, dim=1).flatten(0, 1)
-        self.rows = []
+    def __init__(self, rows: Tensor) -> None:
+        self.matrix = rows.flatten(0, 1)
 
     def apply(self, u: Tensor) -> Tensor:
         """The layer's part of the kernel times u (m, K)."""
@@ -85,22 +71,10 @@ class Rows:
 
 
 class Tokens:
-    """An embedding: keeps delta (m, K, S, E) and the token numbers (m, S)."""
+    """An embedding by its tokens (m, S) and deltas (m, K, S, E)."""
 
-    def __init__(self, tokens: Tensor, rows: int, padding: int | None) -> None:
-        """Hold the tokens; the padding row has no gradient."""
-        self.tokens, self.count = tokens.flatten(), rows
-        self.deltas: list[Tensor] = []
-        self.live = None if padding is None else (tokens != padding)
-
-    def add(self, delta: Tensor) -> None:
-        """Take the delta (m, S, E) of the next output."""
-        self.deltas.append(delta if self.live is None else delta * self.live[..., None])
-
-    def close(self) -> None:
-        """Stack what came."""
-        self.delta = torch.stack(self.deltas, dim=1)
-        self.deltas = []
+    def __init__(self, tokens: Tensor, count: int, delta: Tensor) -> None:
+        self.tokens, self.count, self.delta = tokens.flatten(), count, delta
 
     def apply(self, u: Tensor) -> Tensor:
         """The layer's part of the kernel times u (m, K)."""
@@ -110,89 +84,21 @@ class Tokens:
         return vecdot(self.delta.flatten(2), table[self.tokens].view(m, 1, s * e))
 
 
-def prefers_rows(outputs: int, positions: int, inputs: int) -> bool:
-    """Whether keeping gradients beats keeping factors, by the cost of the products that an eigenvalue takes."""
-    rows = 2 * SLOW * outputs * inputs + 2 * outputs * positions * inputs / PRODUCTS
-    return rows < 4 * positions * inputs + 2 * SLOW * outputs * positions
+class Use(NamedTuple):
+    """One call of a layer: its input, and the shape and place in the graph of its output."""
+
+    module: nn.Module
+    x: Tensor
+    shape: torch.Size
+    edge: GradientEdge
 
 
-def linear_inputs(module: Any, x: Tensor, samples: int) -> Tensor:
-    """The input of a Linear as (m, 1, S, in)."""
-    return x.reshape(samples, 1, -1, x.shape[-1])
+class Plan(NamedTuple):
+    """What is kept of a use: the form of one output's delta, and the part that these forms, stacked, make up."""
 
-
-def conv_inputs(module: Any, x: Tensor, samples: int) -> Tensor:
-    """The patches that a convolution sees, as (m, g, S, in)."""
-    if module.padding_mode != "zeros" or x.dim() != len(module.kernel_size) + 2 or len(x) != samples:
-        raise Unstructured(f"a {type(module).__name__} with padding_mode={module.padding_mode!r}")
-    lift = (1,) * (2 - len(module.kernel_size))
-    kernel, stride, dilation = (lift + tuple(v) for v in (module.kernel_size, module.stride, module.dilation))
-    padded = functional.pad(x, module._reversed_padding_repeated_twice)
-    if lift:
-        padded = padded[:, :, None]
-    patches = functional.unfold(padded, kernel, dilation=dilation, stride=stride)
-    groups: int = module.groups
-    return patches.view(samples, groups, -1, patches.shape[-1]).transpose(2, 3)
-
-
-def outputs_of_linear(delta: Tensor, samples: int, groups: int) -> Tensor:
-    """Delta of a Linear as (m, 1, S, out)."""
-    return delta.reshape(samples, 1, -1, delta.shape[-1])
-
-
-def outputs_of_conv(delta: Tensor, samples: int, groups: int) -> Tensor:
-    """Delta of a convolution as (m, g, S, out)."""
-    return delta.reshape(samples, groups, -1, math.prod(delta.shape[2:])).transpose(2, 3)
-
-
-def normalized(module: Any, x: Tensor) -> Tensor:
-    """The input of a norm layer as it is before gain and shift."""
-    match module:
-        case nn.LayerNorm():
-            return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-        case nn.GroupNorm():
-            return functional.group_norm(x, module.num_groups, eps=module.eps)
-        case nn.RMSNorm():
-            return functional.rms_norm(x, module.normalized_shape, eps=module.eps)
-    if (
-        not isinstance(module, nn.modules.batchnorm._BatchNorm)
-        or module.training
-        or module.running_mean is None
-    ):
-        raise Unstructured(f"a {type(module).__name__} with batch statistics")
-    return functional.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
-
-
-def norm_row(module: Any, normal: Tensor, delta: Tensor, samples: int) -> Tensor:
-    """Gradients of gain and shift, (m, parameters)."""
-    weight = module.weight
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        shape: tuple[int, ...] = (samples, -1, weight.numel())
-        axis = 1
-    else:
-        shape, axis = (samples, weight.numel(), -1), 2
-    delta, normal = delta.reshape(shape), normal.reshape(shape)
-    parts = []
-    if weight.requires_grad:
-        parts.append((delta * normal).sum(axis))
-    if getattr(module, "bias", None) is not None and module.bias.requires_grad:
-        parts.append(delta.sum(axis))
-    return torch.cat(parts, dim=1)
-
-
-LINEAR, CONV = (nn.Linear,), (nn.Conv1d, nn.Conv2d)
-NORM = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-COVERED = (*LINEAR, *CONV, *NORM, nn.Embedding)
-
-MEMORY = 2**31
-"""Bytes that the kept factors may take."""
-
-
-class Use:
-    """One call of a layer: its input, and the place in the graph where its output was made."""
-
-    def __init__(self, module: nn.Module, x: Tensor, output: Tensor, edge: GradientEdge) -> None:
-        self.module, self.x, self.shape, self.edge = module, x, output.shape, edge
+    form: Callable[[Tensor], Tensor]
+    part: Callable[[Tensor], Factors | Rows | Tokens]
+    numbers: int
 
 
 class StructuredKernel:
@@ -206,25 +112,31 @@ class StructuredKernel:
 
         """
         layers = _layers(snapshot)
-        uses: list[Use] = []
-        output = _recorded(snapshot, x, layers, uses)
+        snapshot.run(lambda model: self._build(snapshot, *_recorded(model, x, layers)))
+
+    def _build(self, snapshot: Snapshot, output: Any, uses: list[Use]) -> None:
         if not isinstance(output, Tensor) or output.dim() == 0:
             raise Unstructured("an output that is not one tensor")
-        self.samples, self.shape = len(output), output.shape
-        flat = output.reshape(self.samples, -1)
-        self.outputs = flat.shape[1]
-        counts = [sum(use.module is other.module for other in uses) for use in uses]
-        self.parts: list[Factors | Rows | Tokens] = []
-        self._rows: dict[nn.Module, Rows] = {}
-        self._left = MEMORY // flat.element_size()
-        takers = [_taker(use, self, count) for use, count in zip(uses, counts, strict=True)]
+        flat = output.reshape(len(output), -1)
+        self.samples, self.outputs = flat.shape
+        calls = [use.module for use in uses]
+        plans = [_plan(use, self.samples, self.outputs, calls.count(use.module) == 1) for use in uses]
+        if sum(plan.numbers for plan in plans) * flat.element_size() > MEMORY:
+            raise Unstructured(f"more factors than fit {MEMORY} bytes")
+        forms: list[list[Tensor]] = [[] for _ in uses]
         edges = [use.edge for use in uses]
         for k in range(self.outputs):
             deltas = torch.autograd.grad(flat[:, k].sum(), edges, retain_graph=True, allow_unused=True)
-            for use, taker, delta in zip(uses, takers, deltas, strict=True):
-                taker(k, delta if delta is not None else flat.new_zeros(use.shape))
-        for part in self.parts:
-            part.close()
+            for use, plan, kept, delta in zip(uses, plans, forms, deltas, strict=True):
+                kept.append(plan.form(flat.new_zeros(use.shape) if delta is None else delta))
+        built: dict[Any, tuple[Plan, Tensor]] = {}
+        for i, (use, plan) in enumerate(zip(uses, plans, strict=True)):
+            stacked, key = torch.stack(forms.pop(0), dim=1), use.module if plan.part is Rows else i
+            built[key] = (
+                plan,
+                built[key][1] + stacked if key in built else stacked,
+            )  # rows of one layer add up
+        self.parts = [plan.part(stacked) for plan, stacked in built.values()]
         self._compare(snapshot, flat)
 
     def apply(self, u: Tensor) -> Tensor:
@@ -233,21 +145,6 @@ class StructuredKernel:
         for part in self.parts:
             total += part.apply(u)
         return total
-
-    def keep(self, part: Factors | Rows | Tokens, numbers: int) -> None:
-        """Add a part that holds so many numbers."""
-        self._left -= numbers
-        if self._left < 0:
-            raise Unstructured(f"more factors than fit {MEMORY} bytes")
-        self.parts.append(part)
-
-    def rows_of(self, module: nn.Module) -> Rows:
-        """The rows of a module, one part for all its calls."""
-        if module not in self._rows:
-            self._rows[module] = Rows()
-            size = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
-            self.keep(self._rows[module], self.samples * self.outputs * size)
-        return self._rows[module]
 
     def _compare(self, snapshot: Snapshot, flat: Tensor) -> None:
         """Raise Unstructured unless u.(J J^T u) = |J^T u|^2, the right side by autograd, for a random u."""
@@ -280,52 +177,102 @@ def _layers(snapshot: Snapshot) -> list[nn.Module]:
     return layers
 
 
-def _recorded(snapshot: Snapshot, x: Any, layers: list[nn.Module], uses: list[Use]) -> Any:
-    """The model's output, with every call of the layers noted."""
+def _recorded(model: nn.Module, x: Any, layers: list[nn.Module]) -> tuple[Any, list[Use]]:
+    """The model's output, and every call of the layers."""
+    uses: list[Use] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if len(args) != 1 or not isinstance(output, Tensor) or not output.requires_grad:
             raise Unstructured(f"a call of a {type(module).__name__} with other arguments")
-        uses.append(Use(module, args[0].detach(), output, get_gradient_edge(output)))
+        uses.append(Use(module, args[0].detach(), output.shape, get_gradient_edge(output)))
 
     handles = [module.register_forward_hook(note, prepend=True) for module in layers]
     try:
-        return snapshot.call(x)
+        return model(x), uses
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _taker(use: Use, kernel: "StructuredKernel", count: int) -> Callable[[int, Tensor], None]:
-    """A function that takes (k, delta) of this call, one output after the other."""
-    module, samples = use.module, kernel.samples
-    if use.x.dim() == 0 or len(use.x) % samples:
+def _plan(use: Use, samples: int, outputs: int, once: bool) -> Plan:
+    """How a call's part of the kernel is kept: by the factors of its gradients where that is cheaper, or by rows."""
+    module, x = use.module, use.x
+    trained = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
+    as_factors, as_rows = outputs * use.shape.numel(), samples * outputs * trained
+    if x.dim() == 0 or len(x) % samples:
         raise Unstructured(f"a {type(module).__name__} whose input does not begin with the samples")
     if isinstance(module, nn.Embedding):
-        if count > 1:
+        if not once:
             raise Unstructured("an Embedding that is called twice")
-        tokens = Tokens(use.x.reshape(samples, -1), module.num_embeddings, module.padding_idx)
-        kernel.keep(tokens, kernel.outputs * use.shape.numel())
-        return lambda k, delta: tokens.add(delta.reshape(samples, -1, delta.shape[-1]))
+        tokens = x.reshape(samples, -1)
+        live = 1 if module.padding_idx is None else (tokens != module.padding_idx)[..., None]
+        form = lambda delta: delta.reshape(samples, -1, delta.shape[-1]) * live  # noqa: E731
+        return Plan(form, partial(Tokens, tokens, module.num_embeddings), as_factors)
     if isinstance(module, NORM):
-        normal, rows = normalized(module, use.x), kernel.rows_of(module)
-        return lambda k, delta: rows.add(k, norm_row(module, normal, delta, samples))
-    read, turn = (
-        (linear_inputs, outputs_of_linear) if isinstance(module, LINEAR) else (conv_inputs, outputs_of_conv)
-    )
-    x = _with_ones(module, read(module, use.x, samples))
-    groups = x.shape[1]
-    if count > 1 or prefers_rows(kernel.outputs, x.shape[2], x.shape[3]):
-        rows = kernel.rows_of(module)
-        return lambda k, delta: rows.add(k, (turn(delta, samples, groups).transpose(2, 3) @ x).flatten(1))
-    factors = Factors(x)
-    kernel.keep(factors, x.numel() + kernel.outputs * use.shape.numel())
-    return lambda k, delta: factors.add(turn(delta, samples, groups))
+        return Plan(partial(norm_row, module, normalized(module, x), samples), Rows, as_rows)
+    patches, turn = with_ones(module, inputs_of(module, x, samples)), partial(deltas_of, module, samples)
+    if once and not prefers_rows(outputs, *patches.shape[2:]):
+        return Plan(turn, partial(Factors, patches), patches.numel() + as_factors)
+    return Plan(lambda delta: (turn(delta).transpose(2, 3) @ patches).flatten(1), Rows, as_rows)
 
 
-def _with_ones(module: nn.Module, x: Tensor) -> Tensor:
+def prefers_rows(outputs: int, positions: int, inputs: int) -> bool:
+    """Whether keeping gradients beats keeping factors, by the cost of the products that an eigenvalue takes."""
+    rows = 2 * SLOW * outputs * inputs + 2 * outputs * positions * inputs / PRODUCTS
+    return rows < 4 * positions * inputs + 2 * SLOW * outputs * positions
+
+
+def inputs_of(module: Any, x: Tensor, samples: int) -> Tensor:
+    """What a Linear or each position of a convolution sees, as (m, g, S, in)."""
+    if isinstance(module, nn.Linear):
+        return x.reshape(samples, 1, -1, x.shape[-1])
+    if module.padding_mode != "zeros" or x.dim() != len(module.kernel_size) + 2 or len(x) != samples:
+        raise Unstructured(f"a {type(module).__name__} with padding_mode={module.padding_mode!r}")
+    lift = (1,) * (2 - len(module.kernel_size))
+    kernel, stride, dilation = (lift + tuple(v) for v in (module.kernel_size, module.stride, module.dilation))
+    padded = functional.pad(x, module._reversed_padding_repeated_twice)
+    if lift:
+        padded = padded[:, :, None]
+    patches = functional.unfold(padded, kernel, dilation=dilation, stride=stride)
+    return patches.view(samples, module.groups, -1, patches.shape[-1]).transpose(2, 3)
+
+
+def deltas_of(module: Any, samples: int, delta: Tensor) -> Tensor:
+    """Delta of a Linear or a convolution as (m, g, S, out)."""
+    if isinstance(module, nn.Linear):
+        return delta.reshape(samples, 1, -1, delta.shape[-1])
+    return delta.reshape(samples, module.groups, -1, math.prod(delta.shape[2:])).transpose(2, 3)
+
+
+def with_ones(module: Any, x: Tensor) -> Tensor:
     """The inputs of the trainable parts of a layer: x for the weight, 1 for the bias."""
     parts = [x] if module.weight.requires_grad else []
     if module.bias is not None and module.bias.requires_grad:
         parts.append(x.new_ones(*x.shape[:-1], 1))
     return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def normalized(module: Any, x: Tensor) -> Tensor:
+    """The input of a norm layer as it is before gain and shift: the layer at gain 1 and shift 0."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+        module.training or module.running_mean is None
+    ):
+        raise Unstructured(f"a {type(module).__name__} with batch statistics")
+    plain = {name: torch.full_like(p, float(name == "weight")) for name, p in module.named_parameters()}
+    with torch.no_grad():
+        normal: Tensor = functional_call(module, plain, (x,))
+    return normal
+
+
+def norm_row(module: Any, normal: Tensor, samples: int, delta: Tensor) -> Tensor:
+    """Gradients of gain and shift, (m, parameters)."""
+    last = isinstance(
+        module, nn.LayerNorm | nn.RMSNorm
+    )  # their gains run over the last axes, the others' over channels
+    size = module.weight.numel()
+    shape, axis = ((samples, -1, size), 1) if last else ((samples, size, -1), 2)
+    delta, normal = delta.reshape(shape), normal.reshape(shape)
+    parts = [(delta * normal).sum(axis)] if module.weight.requires_grad else []
+    if getattr(module, "bias", None) is not None and module.bias.requires_grad:
+        parts.append(delta.sum(axis))
+    return torch.cat(parts, dim=1)

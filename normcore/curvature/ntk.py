@@ -5,15 +5,16 @@ eigenvalue of the Hessian where the residuals vanish, and gradient descent on th
 rates below 2 over it.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_count
-from normcore.curvature.lanczos import top_eigenpair
+from normcore.checks import checked_choice
 from normcore.curvature.layerwise import StructuredKernel, Unstructured
-from normcore.curvature.operator import EigenResult, SymmetricOperator
+from normcore.curvature.operator import EigenResult, NonFiniteError, SymmetricOperator, top_eigenpair, usable
 from normcore.curvature.snapshot import Snapshot, derivable_once, flatten, grad
 
 METHODS = ("auto", "structured", "lanczos", "dense")
@@ -24,116 +25,114 @@ DENSE = 32
 STRUCTURED = 48
 """Up to so many outputs a sample, one backward pass each costs less than Lanczos on the model."""
 
+Graph = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+"""The output, a dummy u, and J^T u as a function of u: its derivative along w is J w."""
+
 
 class NTKOperator(SymmetricOperator):
-    """J J^T/m at the parameters the model has now; `@` multiplies, `.to_scipy()` interoperates.
+    """J J^T/m at the parameters the model has now; `@` multiplies.
 
     Vectors are the outputs (m, ...) flattened. It holds copies: the model may train on. Arguments as in
     `ntk_top_eigenvalue`; `why` says why "auto" did not take the structured kernel.
     """
 
+    @torch.inference_mode(False)  # which also allows gradients, wherever the call stands
     def __init__(
         self, model: nn.Module, x: Any, method: str = "auto", *, chunk_size: int | None = None, seed: int = 0
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-        self.snapshot, self.why = Snapshot(model, seed), ""
-        self.output_shape = self._sound(self.snapshot.call(x, derivable=False)).shape
-        self.samples = self.output_shape[0]
-        self.method = self._choose(method, x, chunk_size)
-        size = self.output_shape.numel()
-        super().__init__(self._product, size, self.snapshot.dtype, self.snapshot.device)
-        if self.method == "dense":
-            rows = self._rows(x)
-            self._matrix = rows @ rows.T / self.samples
-        elif self.method == "lanczos":
-            self._chunks = [x] if chunk_size is None else self._split(x, chunk_size)
-            self._graph = self._transposed(x) if len(self._chunks) == 1 else None
-
-    @staticmethod
-    def _sound(output: Any) -> Tensor:
-        """The output, if it is one finite tensor."""
-        if not isinstance(output, Tensor) or output.dim() == 0 or not output.is_floating_point():
-            raise TypeError(f"model must return one real tensor (m, ...), got {type(output).__name__}")
-        if not bool(output.isfinite().all()):
-            raise ValueError("model must give finite outputs on x, got NaN or infinity")
-        return output
-
-    def _choose(self, method: str, x: Any, chunk_size: int | None) -> str:
-        """The method by cost, and the structured kernel where that is it."""
+        checked_choice("method", method, METHODS)
+        if chunk_size is not None and method in ("structured", "dense"):
+            raise ValueError(f"chunk_size must be None unless method is 'lanczos', got {chunk_size}")
+        self.snapshot, self.why, x = Snapshot(model, seed), "", usable(x)
+        self.output_shape = _sound(self.snapshot.call(x, derivable=False)).shape
+        self.samples, size = self.output_shape[0], self.output_shape.numel()
+        products = None
         if chunk_size is not None:
-            if method in ("structured", "dense"):
-                raise ValueError(f"chunk_size must be None unless method is 'lanczos', got {chunk_size}")
-            return "lanczos"
-        outputs = self.output_shape.numel()
-        if method == "structured" or (method == "auto" and outputs <= STRUCTURED * self.samples):
-            try:
-                self._kernel = StructuredKernel(self.snapshot, x)
-                return "structured"
-            except Unstructured as reason:
-                self.why = str(reason)
-                if method == "structured":
-                    raise ValueError(f"method must not be 'structured' for a model with {reason}") from reason
+            chunks = self.snapshot.chunks(x, chunk_size)
+            method, products = "lanczos", self._passes(chunks, [len(chunk) for chunk in chunks])
+        elif method == "structured" or (method == "auto" and size <= STRUCTURED * self.samples):
+            products = self._structured(x, method)
         if method == "auto":
-            return "dense" if outputs <= DENSE else "lanczos"
-        return method
+            method = "structured" if products else "dense" if size <= DENSE else "lanczos"
+        if products is None:
+            products = self._dense(x) if method == "dense" else self._passes([x], [self.samples])
+        self.method = method
+        kind = self.snapshot.dtype, self.snapshot.device
+        super().__init__(lambda vector: products(vector) / self.samples, size, *kind)
 
-    def _split(self, x: Any, chunk_size: int) -> list[Tensor]:
-        checked_count("chunk_size", chunk_size)
-        if not isinstance(x, Tensor) or len(x) != self.samples:
-            raise TypeError("x must be one tensor, a row a sample, when chunk_size is given")
-        if self.snapshot.couples_samples():
-            raise ValueError(
-                f"chunk_size must be None while a BatchNorm uses batch statistics, got {chunk_size}"
-            )
-        chunks = list(x.split(chunk_size))
-        ends = chunks[0], chunks[-1]
-        apart = torch.cat([self.snapshot.call(end, derivable=False) for end in ends])
-        joint = self.snapshot.call(torch.cat(ends), derivable=False)
-        if not torch.allclose(apart, joint, rtol=1e-4, atol=1e-4 * float(joint.abs().max())):
-            raise ValueError(f"samples must not interact when chunk_size={chunk_size}, got outputs that do")
-        return chunks
+    def _structured(self, x: Any, method: str) -> Callable[[Tensor], Tensor] | None:
+        try:
+            kernel = StructuredKernel(self.snapshot, x)
+        except Unstructured as reason:
+            self.why = str(reason)
+            if method == "structured":
+                raise ValueError(f"method must not be 'structured' for a model with {reason}") from reason
+            return None
+        return lambda vector: kernel.apply(vector.view(self.samples, -1)).flatten()
 
-    def _rows(self, x: Any) -> Tensor:
-        """The dense Jacobian, one backward pass a row."""
-        output = self.snapshot.call(x).flatten()
-        return torch.stack([flatten(grad(f, self.snapshot.tensors, retain_graph=True)) for f in output])
+    def _dense(self, x: Any) -> Callable[[Tensor], Tensor]:
+        """One backward pass for each output."""
 
-    def _transposed(self, x: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The output, a dummy u, and J^T u as a function of u: its derivative along w is J w."""
-        output = self.snapshot.call(x)
-        dummy = torch.zeros_like(output, requires_grad=True)
-        gradients = list(grad(output, self.snapshot.tensors, dummy, create_graph=True))
-        if derivable_once(gradients):
+        def jacobian(model: nn.Module) -> Tensor:
+            output = model(x).flatten()
+            return torch.stack([flatten(grad(f, self.snapshot.tensors, retain_graph=True)) for f in output])
+
+        rows = self.snapshot.run(jacobian)
+        return (rows @ rows.T).mv
+
+    def _passes(self, chunks: list[Any], sizes: list[int]) -> Callable[[Tensor], Tensor]:
+        """J^T u by backward passes, J w by the derivatives of such passes; a single chunk's graph is kept."""
+        kept = self._graph(chunks[0]) if len(chunks) == 1 else None
+        leaves, run = self.snapshot.tensors, self.snapshot.run
+
+        def pull(chunk: Any, u: Tensor) -> tuple[Tensor, ...]:
+            if kept is not None:
+                return run(lambda _: grad(kept[0], leaves, u, retain_graph=True))
+            return run(lambda model: grad(model(chunk), leaves, u))
+
+        def push(chunk: Any, direction: Any) -> Tensor:
+            graph = kept or self._graph(chunk)
+            return run(lambda _: self._forward(graph, direction))
+
+        def product(vector: Tensor) -> Tensor:
+            first, *rest = zip(chunks, vector.view(self.output_shape).split(sizes), strict=True)
+            direction: Any = pull(*first)
+            for chunk, u in rest:
+                direction = torch._foreach_add(direction, pull(chunk, u))
+            return torch.cat([push(chunk, direction) for chunk in chunks])
+
+        return product
+
+    def _graph(self, x: Any) -> Graph:
+        def transposed(model: nn.Module) -> Graph:
+            output = model(x)
+            dummy = torch.zeros_like(output, requires_grad=True)
+            return output, dummy, grad(output, self.snapshot.tensors, dummy, create_graph=True)
+
+        graph = self.snapshot.run(transposed)
+        if derivable_once(graph[2]):
             raise ValueError(
                 "method must be 'structured' or 'dense' for a model with a once_differentiable part, got 'lanczos'"
             )
-        return output, dummy, gradients
+        return graph
 
-    def _product(self, vector: Tensor) -> Tensor:
-        if self.method == "dense":
-            return self._matrix @ vector
-        if self.method == "structured":
-            return self._kernel.apply(vector.view(self.samples, -1)).flatten() / self.samples
-        u = vector.view(self.output_shape)
-        if self._graph is not None:
-            return self._forward(self._graph, self._backward(self._graph, u)).flatten() / self.samples
-        shares = u.split([len(c) for c in self._chunks])
-        direction = [torch.zeros_like(p) for p in self.snapshot.tensors]
-        for chunk, share in zip(self._chunks, shares, strict=True):
-            torch._foreach_add_(
-                direction, list(grad(self.snapshot.call(chunk), self.snapshot.tensors, share))
-            )
-        moved = [self._forward(self._transposed(chunk), direction) for chunk in self._chunks]
-        return torch.cat(moved).flatten() / self.samples
-
-    def _backward(self, graph: tuple[Tensor, Tensor, list[Tensor]], u: Tensor) -> list[Tensor]:
-        return list(grad(graph[0], self.snapshot.tensors, u, retain_graph=True))
-
-    def _forward(self, graph: tuple[Tensor, Tensor, list[Tensor]], direction: list[Tensor]) -> Tensor:
+    @staticmethod
+    def _forward(graph: Graph, direction: Any) -> Tensor:
+        """J w, flat."""
         pairs = [(g, w) for g, w in zip(graph[2], direction, strict=True) if g.requires_grad]
-        inner, weights = [g for g, _ in pairs], [w for _, w in pairs]
-        return torch.autograd.grad(inner, graph[1], weights, retain_graph=True)[0]
+        inner, weights = zip(*pairs, strict=True)
+        return torch.autograd.grad(inner, graph[1], weights, retain_graph=True)[0].flatten()
+
+
+def _sound(output: Any) -> Tensor:
+    """The output, if it is one finite tensor."""
+    if not isinstance(output, Tensor) or output.dim() == 0 or not output.is_floating_point():
+        raise TypeError(f"model must return one real tensor (m, ...), got {type(output).__name__}")
+    if not output.numel():
+        raise ValueError(f"x must hold at least one sample, got an output of shape {tuple(output.shape)}")
+    if not bool(output.isfinite().all()):
+        raise NonFiniteError("model must give finite outputs on x, got NaN or infinity")
+    return output
 
 
 def ntk_top_eigenvalue(
@@ -169,7 +168,7 @@ def ntk_top_eigenvalue(
 
     Raises:
         ValueError: no trainable parameter, outputs not finite, a method that does not fit the model.
-        TypeError: the model returns something else than one tensor.
+        TypeError: the model returns something else than one tensor, or an argument is of another type.
 
     Example:
         >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -181,4 +180,4 @@ def ntk_top_eigenvalue(
     operator = NTKOperator(model, x, method, chunk_size=chunk_size, seed=seed)
     found = top_eigenpair(operator, start=start, tol=tol, max_matvecs=max_matvecs, seed=seed)
     vector = found.vector.view(operator.output_shape)
-    return EigenResult(found.value, vector, found.residual, found.matvecs, found.converged, operator.method)
+    return replace(found, vector=vector, method=operator.method)

@@ -50,8 +50,11 @@ class NormScaling:
         self._handle = model.register_forward_pre_hook(self._measure, with_kwargs=True)
 
     def _measure(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Measure the degrees once, before the first forward pass in train mode."""
-        if not model.training:
+        """Measure the degrees once, before the first forward pass in train mode.
+
+        Not in one in which other tensors stand in for the parameters, as when a curvature is read.
+        """
+        if not model.training or not all(isinstance(p, nn.Parameter) for p in model.parameters()):
             return
         self.close()
         if self.degrees is None:

@@ -195,15 +195,11 @@ def _check_switches(
         return
     if start == "stationary":
         raise ValueError("start must be 'zero' when nesterov=True, got 'stationary'")
-    require(dampening == 0, "dampening", dampening, "0 when nesterov=True, as in torch")
+    require("dampening", dampening, "0 when nesterov=True, as in torch", dampening == 0, at="step")
     if not decoupled:
         kept = lr * weight_decay * (1 + momentum) < 1
-        require(
-            kept,
-            "weight_decay",
-            weight_decay,
-            "such that lr*weight_decay*(1+momentum) < 1 when nesterov=True",
-        )
+        condition = "such that lr*weight_decay*(1+momentum) < 1 when nesterov=True"
+        require("weight_decay", weight_decay, condition, kept, at="step")
 
 
 def run_gauge(

@@ -199,7 +199,7 @@ def equivalent_weight_decay(log_lr: ArrayLike, lr: ArrayLike, momentum: ArrayLik
     """
     steps = np.size(log_lr)
     target, rates, momenta = columns(steps, log_lr=log_lr, lr=lr, momentum=momentum)
-    require(rates > 0, "lr", rates, "> 0")
+    require("lr", rates, "> 0", rates > 0, at="step")
     log_x, ratio, decays = 0.0, 0.0, []
     for log_tilde, log_rate, rate, gamma in zip(
         target.tolist(), np.log(rates).tolist(), rates.tolist(), momenta.tolist(), strict=True

@@ -6,17 +6,11 @@ invariance), |g|^2 = S/|w|^2, and, where there is momentum, the gradients have n
 from step to step (gradient noise).
 """
 
+import math
 from dataclasses import dataclass
 
-from normcore.elementwise import (
-    Number,
-    apply,
-    common,
-    plain,
-    require,
-    require_momentum,
-    require_range,
-)
+from normcore.checks import checked, checked_count, require, require_momentum, require_range
+from normcore.elementwise import Number, apply, common, plain
 from normcore.norm_dynamics.rates import intrinsic_lr, look_up
 
 
@@ -86,6 +80,7 @@ def equilibrium(
 
     Raises:
         ValueError: an argument breaks its condition.
+        TypeError: an argument is not made of numbers.
 
     Example:
         >>> state = equilibrium(0.1, 5e-4, 0.9)
@@ -102,25 +97,37 @@ def equilibrium(
     family = look_up(optimizer)
     memory = _memory(momentum, optimizer, betas)
     size = _size(grad_sq_norm, dim, memory, optimizer)
-    lr, weight_decay, memory, size = common(lr=lr, weight_decay=weight_decay, momentum=memory, size=size)
-    require_range("lr", lr, positive=True)
-    require_range("weight_decay", weight_decay, positive=True)
+    lr, weight_decay, m, size = common(lr=lr, weight_decay=weight_decay, momentum=memory, grad_sq_norm=size)
     require_range("grad_sq_norm", size, positive=True)
-    turn = half_chord_square(lr, weight_decay, memory, optimizer)
-    h = lr * weight_decay
+    h = decay_per_step(lr, weight_decay)
+    turn = half_chord_square(lr, weight_decay, m, optimizer)
     if optimizer == "sgd":
-        square = (lr * size * (1 + memory) / (weight_decay * (1 - memory) * (2 * (1 + memory) - h))) ** 0.5
+        square = (lr * size * (1 + m) / (weight_decay * (1 - m) * (2 * (1 + m) - h))) ** 0.5
     elif optimizer == "nesterov":
-        gain = (1 + memory + h * memory * (1 + 2 * memory)) / (2 * (1 + memory) - h * (1 + 2 * memory))
-        square = (lr * size * gain / (weight_decay * (1 - memory + h * memory))) ** 0.5
+        gain = (1 + m + h * m * (1 + 2 * m)) / (2 * (1 + m) - h * (1 + 2 * m))
+        square = (lr * size * gain / (weight_decay * (1 - m + h * m))) ** 0.5
     else:
         a = 1 - h
-        square = lr**2 * size * (1 + a * memory) / (h * (2 - h) * (1 - a * memory))
-        square = square if family.power == 2 else (square / (1 - memory**2)) ** 0.5
-    rate = intrinsic_lr(lr, weight_decay, 0.0 if family.decoupled else memory)
-    effective = lr / square**0.5 if family.power == 2 else lr / (1 - memory) / square
+        square = lr**2 * size * (1 + a * m) / (h * (2 - h) * (1 - a * m))
+        square = square if family.power == 2 else (square / (1 - m**2)) ** 0.5
+    rate = intrinsic_lr(lr, weight_decay, 0.0 if family.decoupled else m)
+    effective = lr / square**0.5 if family.power == 2 else lr / (1 - m) / square
     angle = 2 * apply("arcsin", (turn / 2) ** 0.5)
     return Equilibrium(plain(square**0.5), plain(effective), plain(angle), plain(1 / (family.power * rate)))
+
+
+def decay_per_step(lr: Number, weight_decay: Number) -> Number:
+    """h = lr*weight_decay, after checking that both are positive and that their product is one that a float can hold."""
+    require_range("lr", lr, positive=True)
+    require_range("weight_decay", weight_decay, positive=True)
+    h = lr * weight_decay
+    require(
+        "weight_decay",
+        weight_decay,
+        "such that lr*weight_decay neither vanishes nor overflows",
+        (h > 0) & (h < math.inf),
+    )
+    return h
 
 
 def half_chord_square(lr: Number, weight_decay: Number, memory: Number, optimizer: str) -> Number:
@@ -133,16 +140,16 @@ def half_chord_square(lr: Number, weight_decay: Number, memory: Number, optimize
     if optimizer == "sgd":
         require("weight_decay", weight_decay, "such that lr*weight_decay < 2(1+momentum)", h < 2 * (1 + m))
         return h / (1 + m)
-    require(
-        "weight_decay",
-        weight_decay,
-        "such that lr*weight_decay*(1+2 momentum) < 2(1+momentum)",
+    stable, condition = (
         h * (1 + 2 * m) < 2 * (1 + m),
+        "such that lr*weight_decay*(1+2 momentum) < 2(1+momentum)",
     )
+    require("weight_decay", weight_decay, condition, stable)
     return h * (1 + 2 * m - 2 * m**3 + h * m * (1 + m) * (1 + 2 * m)) / (1 + m + h * m * (1 + 2 * m))
 
 
 def _memory(momentum: Number, optimizer: str, betas: tuple[float, float] | None) -> Number:
+    """The share of the last update that the next one keeps."""
     if optimizer != "adamw":
         if betas is not None:
             raise ValueError(
@@ -151,11 +158,10 @@ def _memory(momentum: Number, optimizer: str, betas: tuple[float, float] | None)
         return momentum
     (momentum,) = common(momentum=momentum)
     require("momentum", momentum, "0 for 'adamw', whose memory is betas[0]", momentum == 0)
-    if betas is None:
-        betas = (0.9, 0.999)
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    both = checked("betas", (0.9, 0.999) if betas is None else betas)
+    if both.shape != (2,) or both.min() < 0 or both.max() >= 1:
         raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
-    return betas[0]
+    return float(both[0])
 
 
 def _size(grad_sq_norm: Number, dim: int | None, memory: Number, optimizer: str) -> Number:
@@ -166,11 +172,10 @@ def _size(grad_sq_norm: Number, dim: int | None, memory: Number, optimizer: str)
         raise ValueError(
             f"dim must be None unless optimizer is 'adamw' or 'degree0', got {dim!r} for {optimizer!r}"
         )
-    if isinstance(grad_sq_norm, float) and grad_sq_norm == 1.0 and dim >= 1:
-        return dim * (1 - memory) / (1 + memory) if optimizer == "adamw" else dim
-    raise ValueError(
-        f"dim must be >= 1 and stand in place of grad_sq_norm, got {dim!r} beside {grad_sq_norm!r}"
-    )
+    checked_count("dim", dim)
+    if not (isinstance(grad_sq_norm, float) and grad_sq_norm == 1.0):
+        raise ValueError(f"dim must stand in place of grad_sq_norm, got {dim!r} beside {grad_sq_norm!r}")
+    return dim * (1 - memory) / (1 + memory) if optimizer == "adamw" else dim
 
 
 def rho(
@@ -210,7 +215,7 @@ def rho(
 
     Raises:
         ValueError: an argument breaks its condition.
-        TypeError: neither or both of grad_sq and moved_sq are given.
+        TypeError: an argument is not made of numbers, or neither or both of grad_sq and moved_sq are given.
 
     Example:
         >>> round(rho(0.1, 0.01, norm_sq=4.0, grad_sq=0.7996), 12)
@@ -235,10 +240,10 @@ def rho(
         overlap=overlap,
         **{name: measured},
     )
-    require_range("lr", lr, positive=True)
-    require_range("weight_decay", weight_decay, positive=True)
+    decay_per_step(lr, weight_decay)
     require_range("norm_sq", norm_sq, positive=True)
     require_range(name, measured)
+    require("overlap", overlap, "finite", apply("isfinite", overlap))
     chord = half_chord_square(lr, weight_decay, m, "sgd")
     if moved_sq is not None:
         return plain(measured / (2 * chord * norm_sq))

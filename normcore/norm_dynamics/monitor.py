@@ -1,6 +1,9 @@
 """Follow norms, effective learning rates, angles and the distance to equilibrium of any torch optimizer."""
 
 import math
+import sys
+from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from normcore.checks import checked_count, require_type
 from normcore.equivalence.optimizer import ExpLR
 from normcore.norm_dynamics.rates import rates_of
 from normcore.norm_dynamics.readings import COLUMNS, Raw, Readings, columns_of
@@ -18,7 +22,8 @@ class NormMonitor:
     """Log how far the weights of each group and each tensor are from the equilibrium of weight decay.
 
     Two step hooks read norms at every `every`-th step and leave weights, gradients and the optimizer as they
-    are. They cost element-wise work only (one copy of the weights, three norms of them, one of the gradients) and
+    are. A step counts once: also in a subclass whose `step` calls torch's own, whose hooks fire for both, and after
+    one that raised. The hooks cost element-wise work only (one copy of the weights, three norms of them, one of the gradients) and
     never wait for the device (unless lr is itself a tensor on it); `log()` does, once.
 
     Each name of `log()` is "group0/..." or "<tensor's name>/...", followed by
@@ -33,16 +38,18 @@ class NormMonitor:
     * equilibrium_norm, equilibrium_angle: what `equilibrium` gives at that S.
     * distance: norm/equilibrium_norm - 1. steps_to_equilibrium: until it is within 5 %.
 
-    Means are exponential ones over the last `horizon` readings. The equilibrium is one of scale-invariant
+    Means are exponential ones over the last `horizon` readings. One that is not finite, in a run that diverged, shows
+    in norm, grad_norm and angle and leaves the means as they were. The equilibrium is one of scale-invariant
     weights: a tensor (or a group, as a whole) that is not scale-invariant has none, and its rho need not be 1.
-    Where there is no closed form (no weight decay, other optimizers than SGD and AdamW) values are nan.
+    Where there is no closed form (no weight decay, other optimizers than SGD and AdamW with torch's own step) values are
+    nan.
 
     Under FSDP2 (`fully_shard`) attach it after sharding. Norms are those of the whole tensors: each process reads
     its part, and `log()` adds the parts up, as do `state_dict()` and every 256th reading. Call these on all
     processes; all get the same numbers.
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: any torch optimizer; one that wraps another (Accelerate's, say) stands for it.
         model: gives the tensors their names; else they are the optimizer's own names or "group0.0", "group0.1", ...
         every: steps between readings; the first step is read.
         horizon: readings that a running mean looks back over, >= 1. About 1/(intrinsic LR * every) is long
@@ -52,6 +59,7 @@ class NormMonitor:
 
     Raises:
         ValueError: every or horizon is below 1, or exp_lr belongs to another optimizer.
+        TypeError: an argument is of another type.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
@@ -73,14 +81,18 @@ class NormMonitor:
         horizon: int = 1000,
         exp_lr: ExpLR | None = None,
     ) -> None:
-        for name, value in (("every", every), ("horizon", horizon)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+            optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+        require_type("optimizer", optimizer, Optimizer, "a torch optimizer")
+        require_type("model", model, nn.Module | None, "a torch.nn.Module or None")
+        require_type("exp_lr", exp_lr, ExpLR | None, "an ExpLR or None")
         if exp_lr is not None and exp_lr.optimizer is not optimizer:
             raise ValueError("exp_lr must be attached to the same optimizer, got one of another")
         self.optimizer, self.model, self.exp_lr = optimizer, model, exp_lr
-        self.every, self.horizon, self.steps = every, horizon, 0
+        self.every, self.horizon = checked_count("every", every), checked_count("horizon", horizon)
+        self.steps = 0
         self.last: dict[str, float] = {}
+        self._running: FrameType | None = None
         self._lay_out()
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -92,7 +104,7 @@ class NormMonitor:
         groups = self.optimizer.param_groups
         self._params: list[Tensor] = [p for group in groups for p in group["params"]]
         self._previous: list[Tensor] | None = None
-        self._zero = torch.zeros((), device=self._params[0].device)
+        self._zero = torch.zeros((), device=self._params[0].device if self._params else "cpu")
         self._half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
         self._spread = len({p.device for p in self._params}) > 1
         self._sharded = any(is_sharded(p) for p in self._params)
@@ -101,81 +113,97 @@ class NormMonitor:
         self._known = {} if self.model is None else {p: name for name, p in self.model.named_parameters()}
         total = Totals(self._params) if self._sharded else None
         sizes = [len(group["params"]) for group in groups]
-        self._readings = Readings(sizes, self.horizon, self._params[0].device, total)
+        self._readings = Readings(sizes, self.horizon, self._zero.device, total)
 
     def _weights(self) -> list[Tensor]:
         """The optimizer's tensors; of sharded ones, what this process holds."""
         return parts(self._params) if self._sharded else self._params
 
-    @torch.no_grad()
+    def _within(self, caller: FrameType | None) -> bool:
+        """Whether the step that was entered last is still running, around the caller.
+
+        The stack says it: to count hooks would not, since a step that raises has no second one.
+        """
+        frame = caller and caller.f_back
+        while frame is not None and frame is not self._running:
+            frame = frame.f_back
+        return frame is not None
+
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the weights and read their norms, and the gradients': a step may change both."""
-        self._due = self.steps % self.every == 0
+        caller = sys._getframe(1)
+        if self._running is not None and self._within(caller):
+            return
+        self._running, self._due = caller, self.steps % self.every == 0
         if not self._due:
             return
         if [len(group["params"]) for group in optimizer.param_groups] != self._readings.sizes:
             self._lay_out()
-        weights = self._weights()
-        if self._previous is None:
-            self._previous = [torch.empty_like(p) for p in weights]
-        torch._foreach_copy_(self._previous, weights)
-        self._scales_before = self._scales()
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        self._norms_before = self._norms(weights)
-        self._grad_norms = None if closure is not None else self._read_gradients()
-        scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
-        self._grad_scale = self._zero + 1.0 if scale is None else scale.to(self._zero.device).reshape(())
+        with torch.no_grad():
+            weights = self._weights()
+            if self._previous is None:
+                self._previous = [torch.empty_like(p) for p in weights]
+            if weights:
+                torch._foreach_copy_(self._previous, weights)
+            self._scales_before = self._scales()
+            self._norms_before = self._norms(weights)
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            self._grad_norms = None if closure is not None else self._read_gradients()
+            scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
+            self._grad_scale = self._zero + 1.0 if scale is None else scale.to(self._zero.device).reshape(())
 
-    @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._running is None or self._within(sys._getframe(1)):
+            return
+        self._running = None
         self.steps += 1
         if not self._due or self._previous is None:
             return
-        scales = self._scales()
+        with torch.no_grad():
+            self._readings.add(self._reading(optimizer))
+
+    def _reading(self, optimizer: Optimizer) -> Raw:
+        """What the step has left behind."""
+        scales, weights, previous = self._scales(), self._weights(), self._previous or []
+        pairs = tuple(zip(self._scales_before, scales, strict=True))
         if scales != self._scales_before:
-            torch._foreach_mul_(self._previous, self._per_tensor(self._scales_before, scales))
-        torch._foreach_sub_(self._previous, weights := self._weights())
-        grads = self._read_gradients() if self._grad_norms is None else self._grad_norms
+            sizes = self._readings.sizes
+            factors = [a / b for (a, b), size in zip(pairs, sizes, strict=True) for _ in range(size)]
+            torch._foreach_mul_(previous, factors)
+        if weights:
+            torch._foreach_sub_(previous, weights)
         skipped = getattr(optimizer, "found_inf", None)
         norms = [
             *self._norms_before,
-            *grads,
+            *(self._read_gradients() if self._grad_norms is None else self._grad_norms),
             *self._norms(weights),
-            *self._norms(self._previous),
+            *self._norms(previous),
             self._grad_scale,
             self._zero if skipped is None else skipped.to(self._zero.device).reshape(()),
         ]
+        if self._spread:
+            norms = [n.to(self._zero.device) for n in norms]
         rates = tuple(rates_of(optimizer, group) for group in optimizer.param_groups)
-        pairs = tuple(zip(self._scales_before, scales, strict=True))
-        self._readings.add(Raw(self._stack(norms), rates, pairs))
+        return Raw(torch.stack(norms), rates, pairs)
 
     def _scales(self) -> list[float]:
         """x of each group: the ordinary weights are x times those in the optimizer."""
         gauges = {} if self.exp_lr is None else self.exp_lr.gauges
         return [gauges[i].x if i in gauges else 1.0 for i in range(len(self.optimizer.param_groups))]
 
-    def _per_tensor(self, before: list[float], after: list[float]) -> list[float]:
-        """For each tensor, what brings the weights kept before the step to the scale of those after it."""
-        return [before[i] / after[i] for i, size in enumerate(self._readings.sizes) for _ in range(size)]
-
     def _norms(self, tensors: list[Tensor]) -> list[Tensor]:
         """The norm of each tensor; half precision is summed in float32."""
         if self._half:
             tensors = [t.float() for t in tensors]
-        return list(torch._foreach_norm(tensors))
+        return list(torch._foreach_norm(tensors)) if tensors else []
 
     def _read_gradients(self) -> list[Tensor]:
         """The norm of each gradient, 0 where there is none."""
         grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
-        dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
-        found = iter(self._norms(dense) if dense else [])
+        found = iter(
+            self._norms([g.coalesce().values() if g.is_sparse else g for g in grads if g is not None])
+        )
         return [self._zero if g is None else next(found) for g in grads]
-
-    def _stack(self, norms: list[Tensor]) -> Tensor:
-        """One vector of them, on the first weight's device."""
-        if self._spread:
-            norms = [n.to(self._zero.device) for n in norms]
-        return torch.stack(norms)
 
     def log(self) -> dict[str, float]:
         """The last reading and the running means as a flat dict of floats; also kept as `last`.
@@ -220,8 +248,10 @@ class NormMonitor:
 
         Raises:
             ValueError: the state is of another version or of other tensors.
+            TypeError: it is no state.
 
         """
+        require_type("state", state, Mapping, "the state_dict of a NormMonitor")
         if state.get("version") != 1:
             raise ValueError(f"state must be of version 1, got {state.get('version')!r}")
         if state["names"] != self._names():

@@ -5,13 +5,17 @@ An optimizer belongs to a family by two properties: whether its weight decay run
 gradient itself) or not at all (Adam's family, signs).
 """
 
+import functools
+import inspect
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from normcore.elementwise import Number, common, plain, require_momentum, require_range
+from normcore.checks import checked_choice, require_momentum, require_range
+from normcore.elementwise import Number, common, plain
 from normcore.sharded import is_sharded, norm_over_parts
 
 
@@ -36,20 +40,13 @@ FAMILIES = {
 
 def look_up(optimizer: str) -> Family:
     """The family of that name."""
-    if optimizer not in FAMILIES:
-        raise ValueError(f"optimizer must be one of {sorted(FAMILIES)}, got {optimizer!r}")
-    return FAMILIES[optimizer]
+    return FAMILIES[checked_choice("optimizer", optimizer, sorted(FAMILIES))]
 
 
-def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
-    """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    if isinstance(optimizer, SGD):
-        return "nesterov" if group["nesterov"] else "sgd"
-    if isinstance(optimizer, Adam | AdamW) and group.get(
-        "decoupled_weight_decay", isinstance(optimizer, AdamW)
-    ):
-        return "adamw"
-    return None
+@functools.cache
+def _steps_as(kind: Any, stock: Any) -> bool:
+    """Whether the class steps as torch's own does: a subclass with a `step` of its own may have another rule."""
+    return issubclass(kind, stock) and inspect.unwrap(kind.step) is inspect.unwrap(stock.step)
 
 
 class Rates(NamedTuple):
@@ -63,31 +60,26 @@ class Rates(NamedTuple):
 
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
-    """The hyper-parameters of a group, None where `family_of` is."""
-    family = family_of(optimizer, group)
-    if family is None:
-        return None
-    lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-    if family == "adamw":
-        return Rates(family, lr, weight_decay, float(group["betas"][0]))
-    momentum = float(group["momentum"])
-    if momentum > 0:
-        lr *= 1.0 - float(group["dampening"])
-    return Rates(family, lr, weight_decay, momentum)
+    """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    kind: Any = type(optimizer)
+    if _steps_as(kind, SGD):
+        momentum, lr = float(group["momentum"]), float(group["lr"])
+        lr *= 1.0 - float(group["dampening"]) if momentum > 0 else 1.0
+        return Rates("nesterov" if group["nesterov"] else "sgd", lr, float(group["weight_decay"]), momentum)
+    decoupled = group.get("decoupled_weight_decay", issubclass(kind, AdamW))
+    if decoupled and (_steps_as(kind, AdamW) or _steps_as(kind, Adam)):
+        return Rates("adamw", float(group["lr"]), float(group["weight_decay"]), float(group["betas"][0]))
+    return None
 
 
 def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:
     """The hyper-parameters and weights of each group."""
-    groups = []
-    for group in optimizer.param_groups:
-        rates = rates_of(optimizer, group)
-        if rates is None:
-            raise TypeError(
-                "optimizer must be torch.optim.SGD or AdamW (decoupled weight decay), "
-                f"got {type(optimizer).__name__}"
-            )
-        groups.append((rates, group["params"]))
-    return groups
+    groups = [(rates_of(optimizer, group), group["params"]) for group in optimizer.param_groups]
+    known = [(rates, params) for rates, params in groups if rates is not None]
+    if len(known) < len(groups):
+        wanted = "torch.optim.SGD or AdamW (decoupled weight decay), with torch's own step"
+        raise TypeError(f"optimizer must be {wanted}, got {type(optimizer).__name__}")
+    return known
 
 
 def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -> Any:
@@ -111,7 +103,8 @@ def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -
 
     Raises:
         ValueError: an argument breaks its condition.
-        TypeError: weight_decay is missing, or the optimizer is neither SGD nor decoupled AdamW.
+        TypeError: weight_decay is missing or not a number, or the optimizer is neither SGD nor decoupled AdamW
+            with torch's own step.
 
     Example:
         >>> round(intrinsic_lr(0.1, 5e-4, 0.9), 12)
@@ -127,8 +120,6 @@ def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -
         if weight_decay is not None:
             raise TypeError("weight_decay must not be given beside an optimizer, which has its own")
         return [_intrinsic(rates) for rates, _ in _every_group(lr)]
-    if weight_decay is None:
-        raise TypeError("weight_decay must be given beside a learning rate, got None")
     lr, weight_decay, momentum = common(lr=lr, weight_decay=weight_decay, momentum=momentum)
     require_range("lr", lr)
     require_range("weight_decay", weight_decay)
@@ -156,12 +147,13 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
 
     Returns:
         A number of the kind that came in; for an optimizer a list, one float for each group, with the norm of
-        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR). Of sharded
-        weights all processes must ask.
+        the group's weights as they stand (`NormMonitor` follows them, and knows of ExpLR): inf for a group of
+        zeros, which one step turns right round. Of sharded weights all processes must ask.
 
     Raises:
         ValueError: an argument breaks its condition.
-        TypeError: norm is missing, or the optimizer is neither SGD nor decoupled AdamW.
+        TypeError: norm is missing or not a number, or the optimizer is neither SGD nor decoupled AdamW with
+            torch's own step.
 
     Example:
         >>> effective_lr(0.5, 2.0), effective_lr(0.5, 2.0, 0.5)
@@ -177,8 +169,6 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
         if norm is not None:
             raise TypeError("norm must not be given beside an optimizer, whose weights are measured")
         return [_effective(rates, params) for rates, params in _every_group(lr)]
-    if norm is None:
-        raise TypeError("norm must be given beside a learning rate, got None")
     lr, norm, momentum = common(lr=lr, norm=norm, momentum=momentum)
     require_range("lr", lr)
     require_range("norm", norm, positive=True)
@@ -191,12 +181,16 @@ def _norm(params: list[Tensor]) -> float:
     """The norm of a group's weights, concatenated."""
     if any(is_sharded(p) for p in params):
         return norm_over_parts(params)
-    return float(sum(float(p.double().norm()) ** 2 for p in params) ** 0.5)
+    wide = {True: torch.complex128, False: torch.float64}
+    norms = (torch.linalg.vector_norm(p, dtype=wide[p.is_complex()]) for p in params)
+    return math.hypot(*map(float, norms))
 
 
 def _effective(rates: Rates, params: list[Tensor]) -> float:
     """The effective learning rate of a group."""
     norm = _norm(params)
+    if norm == 0:
+        return math.inf if rates.lr > 0 else 0.0
     if look_up(rates.family).power == 4:
         return float(effective_lr(rates.lr, norm, rates.momentum))
     return float(norm * effective_lr(rates.lr, norm))

@@ -55,8 +55,6 @@ class Readings:
         self.owner = np.repeat(np.arange(len(sizes)), sizes)
         rows = len(self.owner) + len(sizes)
         self.groups = np.concatenate([self.owner, np.arange(len(sizes))])
-        self.members = torch.zeros(len(self.owner), len(sizes), dtype=self.dtype, device=device)
-        self.members[torch.arange(len(self.owner)), torch.as_tensor(self.owner)] = 1.0
         self.last = torch.full((len(ROWS), rows), torch.nan, dtype=self.dtype, device=device)
         self.sums = torch.zeros(len(MEANS), rows, dtype=self.dtype, device=device)
         self.weight = torch.zeros(rows, dtype=self.dtype, device=device)
@@ -71,7 +69,12 @@ class Readings:
 
     @torch.no_grad()
     def work_up(self) -> None:
-        """Bring the waiting readings into the means: exponential ones, with the weights of all they have seen."""
+        """Bring the waiting readings into the means: exponential ones, with the weights of all they have seen.
+
+        With d = 1 - 1/horizon a mean is sum_i d^(n-1-i) v_i over sum_i d^(n-1-i), where i numbers the n readings that
+        counted. Numerator and denominator are kept apart, so that a batch of new readings multiplies both by d^(its
+        number that counted) and adds its own, and the size of batches does not matter.
+        """
         if not self.waiting:
             return
         raws, self.waiting = self.waiting, []
@@ -80,18 +83,21 @@ class Readings:
         squares = self._squares(norms, raws)
         rates, turn, is_adam = (self._on_device(values) for values in self._hyper(raws))
         before, grad, after, moved = squares.unbind(dim=1)
-        # AdamW: lr * update = -(dw + lr wd w), and 2 <w, dw> = |w'|^2 - |w|^2 - |dw|^2.
+        # The update of AdamW is not in reach, its norm is: lr * update = -(dw + h w), and of the inner product that the
+        # square needs the norms know enough: 2 <w, dw> = |w'|^2 - |w|^2 - |dw|^2.
         lr, h = rates[:, 0], rates[:, 0] * rates[:, 1]
         update = (moved + h * (after - before - moved) + h**2 * before) / lr**2
         signal = torch.where(is_adam > 0, update, grad * before)
         values = torch.stack([moved, turn * before, signal], dim=1)
-        counts = valid[:, None] & (lr > 0) & turn.isfinite()  # a step without a rate says nothing
+        # A step without a rate says nothing, one of a run that diverged would be all that is ever heard again.
+        counts = valid[:, None] & (lr > 0) & values.isfinite().all(dim=1)
         seen = counts.to(self.dtype).cumsum(0)
         weights = counts * (1.0 - 1.0 / self.horizon) ** (seen[-1] - seen)
         kept = (1.0 - 1.0 / self.horizon) ** seen[-1]
         values = torch.where(counts[:, None], values, 0.0)
         self.sums = kept * self.sums + torch.einsum("br,bmr->mr", weights, values)
         self.weight = kept * self.weight + weights.sum(0)
+        # On the device, without asking it whether there is a valid one: argmax finds the last, or, if none is, any.
         newest = (valid * torch.arange(1, len(raws) + 1, device=valid.device)).argmax()
         self.last = torch.where(valid.any(), squares.index_select(0, newest[None])[0], self.last)
         self.rates = raws[-1].rates
@@ -105,7 +111,10 @@ class Readings:
         squares = (norms[:, :-2].reshape(len(raws), len(ROWS), tensors) * factors) ** 2
         if self.total is not None:
             squares = self.total(squares)
-        return torch.cat([squares, squares @ self.members], dim=2)
+        groups = [
+            part.sum(dim=2) for part in squares.split(self.sizes, dim=2)
+        ]  # a product with 0 would spread NaN
+        return torch.cat([squares, torch.stack(groups, dim=2)], dim=2)
 
     def _hyper(self, raws: list[Raw]) -> tuple[Any, Any, Any]:
         """Of each reading and row: (lr, weight decay), the squared chord at equilibrium, and whether it is AdamW."""
@@ -180,7 +189,7 @@ def columns_of(rates: Rates | None, table: Any) -> dict[str, Any]:
             values["rho"] = mean_moved / expected
     own = (rates.lr, rates.weight_decay)
     values["intrinsic_lr"] = intrinsic_lr(*own, 0.0 if decoupled else rates.momentum)
-    rows = (norm > 0) & (signal > 0)
+    rows = (norm > 0) & (signal > 0) & np.isfinite(norm)
     if min(own) > 0 and np.isfinite(_row(rates)[2]) and rows.any():
         values |= {name: np.full(len(norm), np.nan) for name in COLUMNS[-4:]}
         betas = {"betas": (rates.momentum, 0.0)} if rates.family == "adamw" else {}

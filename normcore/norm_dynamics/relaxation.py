@@ -1,23 +1,28 @@
 """How the norm and the effective learning rate travel from one equilibrium to the next."""
 
-from normcore.elementwise import Number, apply, common, plain, require, require_range, where
-from normcore.norm_dynamics.equilibrium import equilibrium
+import math
+
+from normcore.checks import checked_number, require, require_range
+from normcore.elementwise import Number, apply, common, plain, where
+from normcore.norm_dynamics.equilibrium import decay_per_step, equilibrium
 from normcore.norm_dynamics.rates import intrinsic_lr, look_up
 
 
 def relaxation(
     t: Number,
     *,
-    ratio_lr: Number = 1.0,
-    ratio_wd: Number = 1.0,
+    lr_ratio: Number = 1.0,
+    weight_decay_ratio: Number = 1.0,
     lr: Number,
     weight_decay: Number,
     momentum: Number = 0.0,
     optimizer: str = "sgd",
+    ratio_lr: Number | None = None,
+    ratio_wd: Number | None = None,
 ) -> Number:
     """Compute the effective learning rate t steps after a change of lr and weight decay, relative to before.
 
-    With r = ratio_lr, q = ratio_wd, lambda_e the intrinsic learning rate before the change and p = 4 (AdamW and
+    With r = lr_ratio, q = weight_decay_ratio, lambda_e the intrinsic learning rate before the change and p = 4 (AdamW and
     other updates of degree 0: 2),
 
         e(t)/e_before = [ 1/(r q) + (1/r^2 - 1/(r q)) exp(-p lambda_e r q t) ]^(-1/2):
@@ -32,25 +37,28 @@ def relaxation(
 
     Args:
         t: steps since the change (float, array or tensor, as the others).
-        ratio_lr: new over old learning rate, > 0.
-        ratio_wd: new over old weight decay, >= 0; at 0 the norm then grows for ever and the rate falls as
-            t^(-1/2).
+        lr_ratio: new over old learning rate, > 0.
+        weight_decay_ratio: new over old weight decay, >= 0; at 0 the norm then grows for ever and the rate falls
+            as t^(-1/2).
         lr: learning rate before the change, > 0.
         weight_decay: before the change, > 0.
         momentum: in [0, 1).
         optimizer: as in `equilibrium`. Decoupled ones have lambda_e = lr*weight_decay, whatever the momentum.
+        ratio_lr: deprecated name of lr_ratio.
+        ratio_wd: deprecated name of weight_decay_ratio.
 
     Returns:
         e(t)/e_before, of the kind that came in.
 
     Raises:
         ValueError: an argument breaks its condition.
+        TypeError: an argument is not made of numbers.
 
     Example:
         >>> before = dict(lr=0.1, weight_decay=5e-4, momentum=0.9)
-        >>> [round(float(e), 4) for e in relaxation([-1, 0, 5000, 10**6], ratio_lr=0.1, **before)]
+        >>> [round(float(e), 4) for e in relaxation([-1, 0, 5000, 10**6], lr_ratio=0.1, **before)]
         [1.0, 0.1, 0.1523, 0.3162]
-        >>> round(relaxation(10**6, ratio_lr=0.1, ratio_wd=10.0, **before), 4)
+        >>> round(relaxation(10**6, lr_ratio=0.1, weight_decay_ratio=10.0, **before), 4)
         1.0
 
     Source: Li, Lyu & Arora (2020), arXiv 2010.02916, for a decay of the learning rate; the general form is this
@@ -58,14 +66,20 @@ def relaxation(
 
     """
     family = look_up(optimizer)
+    lr_ratio = lr_ratio if ratio_lr is None else ratio_lr
+    weight_decay_ratio = weight_decay_ratio if ratio_wd is None else ratio_wd
     t, r, q, lr, weight_decay, momentum = common(
-        t=t, ratio_lr=ratio_lr, ratio_wd=ratio_wd, lr=lr, weight_decay=weight_decay, momentum=momentum
+        t=t,
+        lr_ratio=lr_ratio,
+        weight_decay_ratio=weight_decay_ratio,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=momentum,
     )
-    require_range("ratio_lr", r, positive=True)
-    require_range("ratio_wd", q)
-    require_range("lr", lr, positive=True)
-    require_range("weight_decay", weight_decay, positive=True)
+    require_range("lr_ratio", r, positive=True)
+    require_range("weight_decay_ratio", q)
     require("t", t, "finite", apply("isfinite", t))
+    decay_per_step(lr, weight_decay)
     rate = family.power * intrinsic_lr(lr, weight_decay, 0.0 * momentum if family.decoupled else momentum)
     passed = rate * where(t > 0, t, 0.0 * q)  # in units of the old time constant
     x = passed * r * q
@@ -107,6 +121,7 @@ def time_to_equilibrium(
 
     Raises:
         ValueError: an argument breaks its condition.
+        TypeError: an argument is not made of numbers.
 
     Example:
         >>> target = equilibrium(0.1, 0.01).norm
@@ -114,21 +129,23 @@ def time_to_equilibrium(
         [1882, 405, 0, 1061, 1769]
 
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be in (0, 1), got {tolerance!r}")
+    tolerance = checked_number("tolerance", tolerance, above=0.0, below=1.0)
     family = look_up(optimizer)
     state = equilibrium(
         lr, weight_decay, momentum, grad_sq_norm=grad_sq_norm, optimizer=optimizer, betas=betas, dim=dim
     )
     norm, target, constant = common(norm=norm, target=state.norm, constant=state.relaxation_steps)
     require_range("norm", norm, positive=True)
-    far = norm / target
+    p, far = family.power, norm / target
     low, first = 1.0 - far > tolerance, 0.0 * far
-    if family.power == 4:  # one step as it is, since from far below it may leap over the target
-        h = 0.25 / constant
-        far = where(low, ((1 - h) ** 2 * far**2 + h * (2 - h) / far**2) ** 0.5, far)
+    if p == 4:  # one step as it is, since from far below it may leap over the target
+        h, near = 0.25 / constant, where(low, far, 1.0 + first)
+        kick = (h * (2 - h)) ** 0.5 / near
+        far = where(low, kick * (1 + ((1 - h) * near / kick) ** 2) ** 0.5, far)
         first = where(low, 1.0 + first, first)
-    gap = far**family.power - 1.0
-    above, below = (1.0 + tolerance) ** family.power - 1.0, 1.0 - (1.0 - tolerance) ** family.power
-    ratio = abs(gap) / where(gap > 0, above + 0.0 * gap, below + 0.0 * gap)
-    return plain(first + constant * apply("log", where(ratio > 1, ratio, 1.0 + 0.0 * ratio)))
+    # The logarithm of |far^p - 1|, since the power itself may overflow; 1e-300 stands for 0 right at the equilibrium.
+    size = p * apply("log", far)
+    gap = where(size > 0, size, 0.0 * size) + apply("log", 1e-300 - apply("expm1", -abs(size)))
+    above, below = math.log((1.0 + tolerance) ** p - 1.0), math.log(1.0 - (1.0 - tolerance) ** p)
+    waiting = gap - where(size > 0, above + 0.0 * size, below + 0.0 * size)
+    return plain(first + constant * where(waiting > 0, waiting, 0.0 * size))

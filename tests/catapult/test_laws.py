@@ -17,6 +17,15 @@ def test_the_lower_edge_solves_its_equation():
     assert (run.loss[1] <= run.loss[0]).all()
 
 
+def test_edges_at_small_curvature_and_discriminant():
+    f, curvature, n = 0.1, 0.5, 10  # curvature^2 - 8 f^2/n = 0.242
+    lower, upper = catapult.edges(f, curvature, n)
+    assert upper == 8.0 and lower == pytest.approx(4 / (0.5 + 0.242**0.5), rel=1e-14)
+    rates = lower * np.array([1 - 1e-6, 1 + 1e-6])
+    run = catapult.simulate(f, curvature, rates, n, 1)
+    assert (run.loss[1] > run.loss[0]).tolist() == [False, True]
+
+
 @pytest.mark.parametrize("a", [2.5, 3.0, 3.5])
 def test_duration_slope_and_peak_exponent(a):
     widths = 2.0 ** np.arange(10, 60, 2)
@@ -46,7 +55,7 @@ def test_near_critical_expansion_is_of_third_order():
     "law", [lambda a: catapult.duration(a, 100), catapult.final_curvature, catapult.peak]
 )
 def test_outside_the_catapult_phase(law):
-    with pytest.raises(ValueError, match="scaled_curvature must be finite and > 2, got 1.9"):
+    with pytest.raises(ValueError, match="scaled_curvature must be finite and > 2 and < 4, got 1.9"):
         law(1.9)
-    with pytest.raises(ValueError, match=r"scaled_curvature must be < 4, got 4.0"):
+    with pytest.raises(ValueError, match="scaled_curvature must be finite and > 2 and < 4, got 4.0"):
         law([2.5, 4.0])

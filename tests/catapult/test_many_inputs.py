@@ -5,7 +5,7 @@ import pytest
 from oracles_curvature import descend
 
 from normcore import catapult
-from normcore.catapult.warm_up import WeightCorrelations, simulate_full
+from normcore.catapult.many_inputs import WeightCorrelations, simulate_full
 
 
 def problem(n=60, d=4, m=7, seed=0):
@@ -92,7 +92,7 @@ def test_drawn_correlations_have_the_law_of_weights():
 def test_bad_input():
     u, v, x, y = problem()
     start = WeightCorrelations.from_weights(u, v)
-    with pytest.raises(ValueError, match=r"inputs must be \(m, d\).*got shapes \(7, 4\), \(6,\) and d = 4"):
+    with pytest.raises(ValueError, match=r"labels must be \(7,\), one a row of inputs, got shape \(6,\)"):
         simulate_full(start, x, y[:-1], 0.1, 3)
     with pytest.raises(ValueError, match="lr must be finite and > 0, got -1.0"):
         simulate_full(start, x, y, -1.0, 3)

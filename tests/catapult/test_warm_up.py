@@ -122,6 +122,14 @@ def test_a_label_moves_the_edge_and_the_phase_is_read_off_the_run():
     assert np.mean(wide.phase == "divergent") == 0
 
 
+def test_a_run_whose_loss_rises_and_falls_is_a_catapult_with_any_label():
+    rates = np.array([0.9, 1.5, 2.5])
+    run = catapult.simulate(1.0, 2.0, rates, 2**20, 2000, label=0.5)
+    assert run.phase.tolist() == ["lazy", "catapult", "divergent"] and not run.phase_is_exact.any()
+    rose = run.loss[:, :2].max(axis=0) > run.loss[0, :2]
+    assert rose.tolist() == [False, True] and (run.loss[-1, :2] < 1e-12).all()
+
+
 def test_a_run_that_starts_at_its_label_stays():
     run = catapult.simulate(0.0, 2.0, 1.5, 100, 5)
     assert run.phase == "lazy" and not run.output.any()
@@ -144,8 +152,8 @@ def test_initial_states_have_the_law_of_weights():
         ({"curvature": 0.0}, "curvature must be finite and > 0, got 0.0"),
         ({"width": 0}, "width must be finite and >= 1, got 0.0"),
         ({"output": np.nan}, "output must be finite, got nan"),
-        ({"output": 30.0}, r"curvature must be >= 2 \|output input\| / sqrt\(width\), got 2.0"),
-        ({"input": 0.0}, "input must not be 0"),
+        ({"output": 30.0}, r"curvature must be >= 2 \|output input\| / sqrt\(width\), .*, got 2.0"),
+        ({"input": 0.0}, "input must be other than 0, got 0.0"),
         ({"steps": -1}, "steps must be >= 0, got -1"),
     ],
 )

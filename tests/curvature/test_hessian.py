@@ -7,8 +7,11 @@ from oracles_curvature import dense_hessian, difference_hessian
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.checkpoint import checkpoint
 
-from normcore.curvature.hessian import HessianOperator, hessian_top_eigenvalue
+import normcore as nc
+from normcore.curvature.hessian import hessian_eigenvalues, hessian_top_eigenvalue, hessian_trace
+from normcore.curvature.hessian_operator import HessianOperator
 
 WAYS = ("double_backward", "jvp_grad", "finite_difference")
 
@@ -97,18 +100,215 @@ def test_chunks_give_the_same(chunk_size):
         assert parts.converged and abs(parts.value / whole.value - 1) < 1e-7
 
 
-def test_chunks_are_refused_where_they_would_be_wrong():
+def per_sample(output, y):
+    """A mean with a weight for each sample, which comes with its target."""
+    return (y[:, 0] * (output.sum(1) - y[:, 1]) ** 2).sum() / y[:, 0].sum()
+
+
+CLASS_WEIGHTS = torch.tensor([20.0, 1.0, 0.1], dtype=torch.float64)
+UNEVEN = {
+    "weighted classes": lambda f, y: cross_entropy(f, y[:, 2].long(), CLASS_WEIGHTS),
+    "ignored samples": lambda f, y: cross_entropy(f, y[:, 3].long()),
+    "sum": lambda f, y: cross_entropy(f, y[:, 2].long(), reduction="sum"),
+    "weighted samples": per_sample,
+}
+
+
+@pytest.mark.parametrize("name", list(UNEVEN))
+def test_chunks_of_unlike_weight(name):
+    model, x = make("layer")
+    classes = torch.arange(10) // 4  # the classes come in chunks
+    kept = torch.where(torch.arange(10) < 4, -100, classes)  # one chunk is left out as a whole
+    weight, target = torch.linspace(0.1, 3, 10), torch.randn(10)
+    y, loss_fn = torch.stack([weight, target, classes, kept], dim=1).double(), UNEVEN[name]
+    exact = float(torch.linalg.eigvalsh(dense_hessian(model, loss_fn, (x, y)))[-1])
+    for way in WAYS:
+        parts = hessian_top_eigenvalue(model, loss_fn, (x, y), way, chunk_size=4)
+        assert parts.converged and abs(parts.value / exact - 1) < 1e-6, way
+    pieces = [(a, b) for a, b in zip(x.split(4), y.split(4), strict=True) if loss_fn(model(a), b).isfinite()]
+    plain = sum(len(a) / 10 * dense_hessian(model, loss_fn, (a, b)) for a, b in pieces)
+    assert abs(float(torch.linalg.eigvalsh(plain)[-1]) / exact - 1) > 0.03  # the mean over chunks is another
+
+
+COUPLED = {
+    "root of a mean": lambda f, y: cross_entropy(f, y).sqrt(),
+    "soft maximum": lambda f, y: torch.logsumexp(cross_entropy(f, y, reduction="none"), 0),
+    "samples compared": lambda f, y: cross_entropy(f @ f.T, torch.arange(len(f))),
+}
+
+
+@pytest.mark.parametrize("chunk_size", [4, 5])  # three chunks, and just two
+@pytest.mark.parametrize("name", list(COUPLED))
+def test_chunks_are_refused_where_the_loss_couples_them(name, chunk_size):
+    model, (_, batch) = problem("layer", "ce")
+    assert hessian_top_eigenvalue(model, COUPLED[name], batch, tol=0.1).value > 0
+    with pytest.raises(
+        ValueError, match=f"loss_fn must be a sum or mean .* when chunk_size={chunk_size}, got"
+    ):
+        hessian_top_eigenvalue(model, COUPLED[name], batch, chunk_size=chunk_size)
+
+
+def test_chunks_are_refused_where_the_model_couples_them():
     model, (loss_fn, batch) = problem("batch", "ce")
     with pytest.raises(
         ValueError, match="chunk_size must be None while a BatchNorm uses batch statistics, got 4"
     ):
         hessian_top_eigenvalue(model, loss_fn, batch, chunk_size=4)
-    model, (_, batch) = problem("layer", "ce")
-    total = lambda output, y: cross_entropy(output, y, reduction="sum")  # noqa: E731
-    with pytest.raises(ValueError, match="loss_fn must be a mean over samples"):
-        hessian_top_eigenvalue(model, total, batch, chunk_size=4)
+    with pytest.raises(ValueError, match="samples must not interact when chunk_size=4"):
+        hessian_top_eigenvalue(
+            nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3).double()), loss_fn, batch, chunk_size=4
+        )
     with pytest.raises(ValueError, match="chunk_size must be >= 1, got 0"):
-        hessian_top_eigenvalue(model, loss_fn, batch, chunk_size=0)
+        hessian_top_eigenvalue(problem("layer", "ce")[0], loss_fn, batch, chunk_size=0)
+    with pytest.raises(TypeError, match="batch must be two tensors of one length when chunk_size is given"):
+        hessian_top_eigenvalue(model, loss_fn, (batch[0], None), chunk_size=4)
+
+
+def test_chunks_where_the_residuals_vanish():
+    model, x = make("layer")
+    y = model(x).detach()  # no gradient at all at these weights
+    exact = float(torch.linalg.eigvalsh(dense_hessian(model, mse_loss, (x, y)))[-1])
+    assert abs(hessian_top_eigenvalue(model, mse_loss, (x, y), chunk_size=4).value / exact - 1) < 1e-6
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off(mode):
+    model, (loss_fn, batch) = problem("batch", "ce")
+    exact = hessian_top_eigenvalue(model, loss_fn, batch).value
+    with mode():
+        again = tuple(t.clone() for t in batch)  # tensors of inference mode, which autograd refuses
+        assert again[0].is_inference() == (mode is torch.inference_mode)
+        for way in WAYS:
+            result = hessian_top_eigenvalue(model, loss_fn, again, way)
+            assert abs(result.value / exact - 1) < 1e-6, way
+            warm = hessian_top_eigenvalue(model, loss_fn, again, way, start=result.vector)
+            assert abs(warm.value / exact - 1) < 1e-6, way
+        assert hessian_trace(model, loss_fn, again, matvecs=100)[0] > exact
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind, k", [("layer", 6), ("conv", 3)])
+def test_several_eigenvalues(kind, k):
+    model, (loss_fn, batch) = problem(kind, "ce")
+    dense = dense_hessian(model, loss_fn, batch)
+    exact = torch.linalg.eigvalsh(dense).flip(0)[:k]
+    for way in ("double_backward", "finite_difference"):
+        found = hessian_eigenvalues(model, loss_fn, batch, k, way, tol=1e-5)
+        values = torch.tensor([result.value for result in found])
+        assert float((values / exact - 1).abs().max()) < 1e-5
+        assert all(result.converged and result.method == way and result.matvecs > 2 for result in found)
+        vectors = torch.stack([result.vector for result in found])
+        assert torch.allclose(vectors @ vectors.T, torch.eye(k).double(), atol=1e-8)
+        for value, vector in zip(values, vectors, strict=True):
+            assert float((dense @ vector - value * vector).norm()) < 1e-4 * float(value)
+    with pytest.raises(ValueError, match=f"k must be <= {len(dense)}, the number of all eigenvalues"):
+        hessian_eigenvalues(model, loss_fn, batch, len(dense) + 1)
+
+
+def test_multiple_eigenvalues_and_those_that_vanish():
+    # A linear net has the eigenvalues of X^T X once for each output, and none where X has no rows left.
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 3, bias=False).double(), torch.randn(2, 5).double()
+    half = lambda f, y: ((f - y) ** 2).sum() / 2  # noqa: E731
+    found = hessian_eigenvalues(model, half, (x, torch.zeros(2, 3).double()), 8)
+    exact = torch.linalg.eigvalsh(x @ x.T).flip(0).repeat_interleave(3)
+    values = torch.tensor([result.value for result in found], dtype=torch.float64)
+    assert torch.allclose(values[:6], exact, rtol=1e-9) and float(values[6:].abs().max()) < 1e-12
+    assert all(result.converged for result in found)
+
+
+def test_the_trace():
+    model, (loss_fn, batch) = problem("layer", "ce")
+    dense = dense_hessian(model, loss_fn, batch)
+    trace, spread = (
+        float(dense.trace()),
+        float(2 * (dense.square().sum() - dense.diagonal().square().sum())) ** 0.5,
+    )
+    value, error = hessian_trace(model, loss_fn, batch, matvecs=len(dense))
+    assert error == 0.0 and value == pytest.approx(trace, rel=1e-12)
+    few = [hessian_trace(model, loss_fn, batch, matvecs=20, seed=seed) for seed in range(30)]
+    scores = torch.tensor([(value - trace) / error for value, error in few])
+    assert float(scores.abs().max()) < 5 and 0.5 < float(scores.std()) < 1.6
+    errors = torch.tensor([error for _, error in few])
+    assert float(errors.mean()) == pytest.approx(spread / 20**0.5, rel=0.2)
+    rough, doubt = hessian_trace(model, loss_fn, batch, "finite_difference", matvecs=len(dense))
+    assert 0 < abs(rough - trace) < 10 * doubt < 1e-4 * trace
+
+
+class Checkpointed(nn.Module):
+    """A net that computes its middle again in the backward pass."""
+
+    def __init__(self, mode):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mode, self.first = mode, nn.Linear(4, 6)
+        self.middle = nn.Sequential(nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+        self.last = nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.mode != "plain":
+            return self.last(checkpoint(self.middle, x, use_reentrant=self.mode == "reentrant"))
+        return self.last(self.middle(x))
+
+
+def test_activation_checkpointing():
+    model, plain, x = Checkpointed("new"), Checkpointed("plain"), torch.randn(10, 4).double()
+    batch = x, labels(x)[0]
+    dense = dense_hessian(plain, cross_entropy, batch)
+    exact = float(torch.linalg.eigvalsh(dense)[-1])
+    for way in ("double_backward", "finite_difference"):
+        operator = HessianOperator(model, cross_entropy, batch, way)
+        assert abs(hessian_top_eigenvalue(model, cross_entropy, batch, way).value / exact - 1) < 1e-6
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.1
+        vector = torch.ones(len(dense)).double()
+        assert torch.allclose(
+            operator @ vector, dense @ vector, rtol=1e-6, atol=1e-8
+        )  # the model may train on
+        model.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match="method must not be 'jvp_grad' under activation checkpointing"):
+        hessian_top_eigenvalue(model, cross_entropy, batch, "jvp_grad")
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        hessian_top_eigenvalue(Checkpointed("reentrant"), cross_entropy, batch)
+
+
+def test_a_gradient_taken_when_the_model_holds_other_values_is_wrong():
+    # Why derivatives belong inside `Snapshot.run`: here the middle is computed again with the model's own weights.
+    model, plain, x = Checkpointed("new"), Checkpointed("plain"), torch.randn(10, 4).double()
+    moved = {n: (1.5 * p).detach().requires_grad_() for n, p in model.named_parameters()}
+    gradients = [
+        torch.autograd.grad(functional_call(net, moved, (x,)).square().sum(), list(moved.values()))
+        for net in (model, plain)
+    ]
+    wrong, right = (torch.cat([g.flatten() for g in each]) for each in gradients)
+    assert float((wrong - right).norm()) > 0.05 * float(right.norm())
+
+
+def test_before_the_first_step_of_a_run_under_exp_lr():
+    def curvatures(convert):
+        model, (loss_fn, batch) = problem("batch", "ce")
+        groups = [
+            {"params": list(model[0].parameters()), "scale_invariant": True},
+            {"params": [model[3].weight]},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01)
+        if convert:
+            nc.ExpLR(optimizer, model)
+        read = [
+            hessian_top_eigenvalue(model, loss_fn, batch).value,
+            nc.ntk_top_eigenvalue(model, batch[0]).value,
+        ]
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_fn(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+        return read, float(loss_fn(model(batch[0]), batch[1]).detach())
+
+    (plain, loss), (converted, same) = curvatures(False), curvatures(True)
+    assert converted == plain and same == pytest.approx(loss, rel=1e-12)
 
 
 def test_warm_start_saves_products_and_finds_an_overtaking_eigenvalue():
@@ -165,8 +365,19 @@ def test_bad_input():
         hessian_top_eigenvalue(model, lambda f, y: f, batch)
     with pytest.raises(ValueError, match="loss_fn must be finite on the batch, got nan"):
         hessian_top_eigenvalue(model, lambda f, y: f.sum() * float("nan"), batch)
-    with pytest.raises(ValueError, match="tol must be > 0, got -1"):
-        hessian_top_eigenvalue(model, loss_fn, batch, tol=-1)
+    for tol in (-1, float("inf")):
+        with pytest.raises(ValueError, match=f"tol must be finite and > 0, got {float(tol)}"):
+            hessian_top_eigenvalue(model, loss_fn, batch, tol=tol)
+    for way in WAYS:
+        with pytest.raises(ValueError, match="loss_fn must be finite on the batch, got nan"):
+            hessian_top_eigenvalue(model, loss_fn, tuple(t[:0] for t in batch), way)
+        with pytest.raises(ValueError, match="loss_fn must depend on the model's output"):
+            hessian_top_eigenvalue(model, lambda f, y: f.detach().sum(), batch, way)
+    table = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 3)).double()
+    with pytest.raises(ValueError, match="model must not have an Embedding with sparse=True"):
+        hessian_top_eigenvalue(table, loss_fn, (torch.randint(5, (10, 2)), batch[1]))
+    with pytest.raises(ValueError, match="model must have a trainable parameter"):
+        hessian_top_eigenvalue(nn.Linear(0, 3, bias=False), loss_fn, batch)
     with pytest.raises(ValueError, match="start must hold 63 finite numbers"):
         hessian_top_eigenvalue(model, loss_fn, batch, start=torch.ones(5))
     with pytest.raises(ValueError, match="model must have a trainable parameter"):

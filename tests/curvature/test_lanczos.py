@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from normcore.curvature.lanczos import top_eigenpair
-from normcore.curvature.operator import SymmetricOperator
+from normcore.curvature.operator import SymmetricOperator, top_eigenpair, top_eigenpairs
 
 
 def rotated(spectrum, seed=0):
@@ -83,6 +82,26 @@ def test_an_operator_that_is_not_symmetric_never_converges():
     assert not result.converged
 
 
+@pytest.mark.parametrize("name", ["decaying", "double", "large negative", "all negative", "small"])
+def test_several_equal_eigh(name):
+    matrix, op, _ = rotated(SPECTRA[name])
+    k = min(5, op.size)
+    exact = SPECTRA[name].double().sort(descending=True).values[:k]
+    found = top_eigenpairs(op, k, tol=1e-8, max_matvecs=600)
+    values = torch.tensor([result.value for result in found], dtype=torch.float64)
+    assert all(result.converged for result in found) and torch.allclose(values, exact, rtol=1e-10)
+    for result in found:
+        true = float((matrix @ result.vector - result.value * result.vector).norm()) / abs(result.value)
+        assert abs(true - result.residual) < 1e-12
+    assert op.matvecs == sum(result.matvecs for result in found)
+
+
+def test_what_one_misses_makes_all_after_it_doubtful():
+    _, op, _ = rotated(SPECTRA["uniform"])
+    found = top_eigenpairs(op, 3, max_matvecs=12)
+    assert not any(result.converged for result in found)
+
+
 def test_float32():
     matrix, _, _ = rotated(SPECTRA["decaying"])
     narrow = matrix.float()
@@ -95,7 +114,7 @@ def test_bad_input():
     broken = SymmetricOperator(lambda v: v * float("nan"), 3, torch.float64, torch.device("cpu"))
     with pytest.raises(ValueError, match="the product of the operator must be finite, got NaN or infinity"):
         top_eigenpair(broken)
-    with pytest.raises(ValueError, match="tol must be > 0, got nan"):
+    with pytest.raises(ValueError, match="tol must be finite and > 0, got nan"):
         top_eigenpair(op, tol=float("nan"))
     with pytest.raises(ValueError, match="start must hold 3 finite numbers, not all 0"):
         top_eigenpair(op, start=torch.zeros(3))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from scipy.sparse.linalg import eigsh
 
 from normcore.curvature.operator import EigenResult, SymmetricOperator, default_tolerance
 
@@ -17,18 +16,10 @@ def operator(n=30, dtype=torch.float64):
 def test_products_with_vectors_and_matrices():
     a, op = operator()
     v = torch.randn(30, 4, dtype=torch.float64)
-    assert op.shape == (30, 30) and torch.allclose(op @ v, a @ v) and op.matvecs == 4
+    assert torch.allclose(op @ v, a @ v) and op.matvecs == 4
     assert torch.equal(op @ v[:, 0], a.mv(v[:, 0])) and op.matvecs == 5
     with pytest.raises(ValueError, match=r"other must be of shape \(30,\) or \(30, k\), got \(29,\)"):
         op @ torch.ones(29)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_scipy_takes_it(dtype):
-    a, op = operator(dtype=dtype)
-    linear = op.to_scipy()
-    assert linear.dtype == torch.empty(0, dtype=dtype).numpy().dtype
-    assert abs(eigsh(linear, k=1, which="LA")[0][0] / float(torch.linalg.eigvalsh(a)[-1]) - 1) < 1e-5
 
 
 def test_results_are_frozen_numbers():

@@ -9,6 +9,7 @@ from oracles_curvature import dense_hessian
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from normcore import lab
 from normcore.curvature.hessian import SharpnessMonitor
 
 
@@ -54,7 +55,7 @@ class Quadratic(nn.Module):
 
 
 def test_an_overtaking_eigenvalue_is_found_at_the_refresh():
-    monitor = SharpnessMonitor(lambda f, y: f, (None, None), refresh=3, tol=1e-8, products=1)
+    monitor = SharpnessMonitor(lambda f, y: f, (None, None), refresh=3, tol=1e-8, matvecs=1)
     assert abs(monitor(Quadratic([3.0, 1.0, 0.5])) - 3) < 1e-6
     after = Quadratic([3.0, 1.0, 7.0])
     missed = monitor(after)
@@ -77,9 +78,36 @@ def test_state_goes_on():
         resumed.load_state_dict({"readings": 1})
 
 
+def test_a_run_that_diverges_keeps_its_history():
+    model, x = make("relu")
+    monitor, target = SharpnessMonitor(mse_loss, (x, labels(x)[1])), labels(x)[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+    history = lab.train(
+        model, optimizer, [(x, target)] * 400, loss_fn=mse_loss, probes={"sharpness": monitor}
+    )
+    read = history["sharpness"]
+    assert history.diverged_at is not None and len(read) == history.diverged_at + 1 == len(history.step)
+    assert torch.tensor(read[:2]).isfinite().all() and torch.tensor(read[-1]).isnan()
+    assert not monitor.last.converged
+    fresh, _ = make("relu")
+    assert monitor(fresh) == pytest.approx(read[0], rel=1e-3)  # and it can go on
+
+
+def test_a_layer_that_thaws_is_seen():
+    model, x = make("layer")
+    batch, exact = (x, labels(x)[0]), {}
+    model[3].requires_grad_(False)
+    monitor = SharpnessMonitor(cross_entropy, batch, tol=1e-6, refresh=100)
+    for thawed in (False, True):
+        model[3].requires_grad_(thawed)
+        exact[thawed] = float(torch.linalg.eigvalsh(dense_hessian(model, cross_entropy, batch))[-1])
+        assert monitor(model) == pytest.approx(exact[thawed], rel=1e-5)
+    assert exact[True] > 1.01 * exact[False]
+
+
 def test_bad_input():
-    for option in ("products", "refresh"):
+    for option in ("matvecs", "refresh"):
         with pytest.raises(ValueError, match=f"{option} must be >= 1, got 0"):
             SharpnessMonitor(mse_loss, (None, None), **{option: 0})
-    with pytest.raises(ValueError, match="tol must be > 0, got 0"):
+    with pytest.raises(ValueError, match="tol must be finite and > 0, got 0.0"):
         SharpnessMonitor(mse_loss, (None, None), tol=0)

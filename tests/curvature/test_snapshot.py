@@ -5,7 +5,7 @@ import torch
 from curvature_nets import make, same_state, state_of
 from torch import nn
 
-from normcore.curvature.snapshot import Snapshot
+from normcore.curvature.snapshot import Snapshot, full_precision
 
 
 def test_calls_leave_the_model_and_do_not_follow_it():
@@ -50,9 +50,33 @@ def test_padding_rows_are_constants_unless_they_are_shared():
 
 
 def test_batch_statistics_are_seen():
-    model, _ = make("batch")
-    assert Snapshot(model).couples_samples() and not Snapshot(model.eval()).couples_samples()
-    assert Snapshot(nn.BatchNorm1d(3, track_running_stats=False).eval()).couples_samples()
+    model, x = make("batch")
+    untracked = nn.BatchNorm1d(4, track_running_stats=False).double().eval()
+    for coupled in (model, untracked):
+        with pytest.raises(ValueError, match="while a BatchNorm uses batch statistics"):
+            Snapshot(coupled).chunks(x, 5)
+    assert [len(chunk) for chunk in Snapshot(model.eval()).chunks(x, 4)] == [4, 4, 2]
+
+
+def test_no_gpu_is_seeded(monkeypatch):
+    model, x = make("layer")
+    refuse = lambda seed: pytest.fail("a GPU's generator was seeded")  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    with pytest.raises(pytest.fail.Exception):
+        torch.manual_seed(0)  # torch's own does
+    Snapshot(model).call(x)
+
+
+def test_full_precision_is_set_and_given_back():
+    def settings():
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    before = settings()
+    with full_precision():
+        assert settings() == ("ieee", "ieee")
+    assert (
+        settings() == before and torch.backends.cudnn.allow_tf32 is True
+    )  # the old way of asking still answers
 
 
 def test_bad_models():

@@ -9,7 +9,7 @@ from normcore.curvature.layerwise import (
     Rows,
     Tokens,
     Unstructured,
-    conv_inputs,
+    inputs_of,
     normalized,
     prefers_rows,
 )
@@ -21,42 +21,26 @@ def test_factors_are_rows(inputs):
     m, k, g, s, out = 4, 3, 2, 5, 2
     x = torch.randn(m, g, s, inputs, dtype=torch.float64)
     deltas = torch.randn(k, m, g, s, out, dtype=torch.float64)
-    factors, rows = Factors(x), Rows()
+    factors = Factors(x, deltas.transpose(0, 1))
+    rows = Rows(torch.stack([(delta.transpose(2, 3) @ x).flatten(1) for delta in deltas], dim=1))
     assert (factors.gram is not None) == (inputs == 50)
-    for i, delta in enumerate(deltas):
-        factors.add(delta)
-        rows.add(i, (delta.transpose(2, 3) @ x).flatten(1))
-    factors.close()
-    rows.close()
     jacobian = torch.einsum("kmgso,mgsi->mkgoi", deltas, x).flatten(0, 1).flatten(1)
     u = torch.randn(m, k, dtype=torch.float64)
     expected = (jacobian @ (jacobian.T @ u.flatten())).view(m, k)
     assert torch.allclose(factors.apply(u), expected) and torch.allclose(rows.apply(u), expected)
 
 
-def test_rows_of_two_calls_add_up():
-    rows, a, b = Rows(), torch.randn(2, 3), torch.randn(2, 3)
-    rows.add(0, a)
-    rows.add(0, b)
-    rows.close()
-    assert torch.equal(rows.matrix, a + b)
-
-
-def test_tokens_share_rows_and_padding_has_none():
+def test_tokens_share_rows():
     tokens = torch.tensor([[0, 1], [1, 1]])
     delta = torch.randn(2, 2, 3, dtype=torch.float64)
-    for padding in (None, 1):
-        part = Tokens(tokens, 2, padding)
-        part.add(delta)
-        part.close()
-        table = torch.zeros(2, 2, 3, dtype=torch.float64)  # sample, row, coordinate
-        for i in range(2):
-            for s in range(2):
-                if tokens[i, s] != padding:
-                    table[i, tokens[i, s]] += delta[i, s]
-        jacobian = table.flatten(1)
-        u = torch.tensor([[0.3], [-1.1]], dtype=torch.float64)
-        assert torch.allclose(part.apply(u), jacobian @ (jacobian.T @ u))
+    part = Tokens(tokens, 2, delta[:, None])
+    table = torch.zeros(2, 2, 3, dtype=torch.float64)  # sample, row, coordinate
+    for i in range(2):
+        for s in range(2):
+            table[i, tokens[i, s]] += delta[i, s]
+    jacobian = table.flatten(1)
+    u = torch.tensor([[0.3], [-1.1]], dtype=torch.float64)
+    assert torch.allclose(part.apply(u), jacobian @ (jacobian.T @ u))
 
 
 def test_patches_make_the_convolution():
@@ -66,7 +50,7 @@ def test_patches_make_the_convolution():
         (nn.Conv1d(2, 3, 3, padding="same"), (3, 2, 7)),
     ):
         x = torch.randn(shape)
-        patches = conv_inputs(conv, x, 3)
+        patches = inputs_of(conv, x, 3)
         weight = conv.weight.reshape(conv.groups, -1, patches.shape[-1])
         made = torch.einsum("mgsi,goi->mgos", patches, weight)
         assert torch.allclose(

@@ -70,14 +70,21 @@ def test_kinds_of_numbers():
     [
         ({"moved_sq": 1.0}, TypeError, "one of grad_sq and moved_sq must be given, got both"),
         ({"grad_sq": None}, TypeError, "one of grad_sq and moved_sq must be given, got neither"),
-        ({"grad_sq": -1.0}, ValueError, "grad_sq must be >= 0 and finite, got -1.0"),
+        ({"grad_sq": -1.0}, ValueError, "grad_sq must be finite and >= 0, got -1.0"),
         (
             {"grad_sq": None, "moved_sq": float("nan")},
             ValueError,
-            "moved_sq must be >= 0 and finite, got nan",
+            "moved_sq must be finite and >= 0, got nan",
         ),
-        ({"norm_sq": 0.0}, ValueError, "norm_sq must be > 0 and finite, got 0.0"),
-        ({"weight_decay": 0.0}, ValueError, "weight_decay must be > 0 and finite, got 0.0"),
+        ({"overlap": float("nan")}, ValueError, "overlap must be finite, got nan"),
+        ({"lr": 0.0}, ValueError, "lr must be finite and > 0, got 0.0"),
+        (
+            {"lr": 1e-200, "weight_decay": 1e-200},
+            ValueError,
+            r"lr\*weight_decay neither vanishes nor overflows",
+        ),
+        ({"norm_sq": 0.0}, ValueError, "norm_sq must be finite and > 0, got 0.0"),
+        ({"weight_decay": 0.0}, ValueError, "weight_decay must be finite and > 0, got 0.0"),
         ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),
     ],
 )

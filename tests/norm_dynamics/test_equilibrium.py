@@ -176,13 +176,13 @@ def test_frozen():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": -0.1}, "lr must be > 0 and finite, got -0.1"),
-        ({"lr": [0.1, 0.0]}, "lr must be > 0 and finite, got 0.0"),
-        ({"lr": float("inf")}, "lr must be > 0 and finite, got inf"),
-        ({"weight_decay": 0.0}, "weight_decay must be > 0 and finite, got 0.0"),
+        ({"lr": -0.1}, "lr must be finite and > 0, got -0.1"),
+        ({"lr": [0.1, 0.0]}, "lr must be finite and > 0, got 0.0"),
+        ({"lr": float("inf")}, "lr must be finite and > 0, got inf"),
+        ({"weight_decay": 0.0}, "weight_decay must be finite and > 0, got 0.0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": torch.tensor([0.5, -0.5])}, r"momentum must be in \[0, 1\), got -0.5"),
-        ({"grad_sq_norm": 0.0}, "grad_sq_norm must be > 0 and finite, got 0.0"),
+        ({"grad_sq_norm": 0.0}, "grad_sq_norm must be finite and > 0, got 0.0"),
         ({"lr": 300.0}, r"weight_decay must be such that lr\*weight_decay < 2\(1\+momentum\), got 0.01"),
         ({"lr": 210.0, "optimizer": "sgdw"}, r"such that lr\*weight_decay < 2, got 0.01"),
         (
@@ -198,6 +198,12 @@ def test_frozen():
         ({"betas": (0.9, 0.99)}, "betas must be None unless optimizer is 'adamw'"),
         ({"dim": 3}, "dim must be None unless optimizer is 'adamw' or 'degree0', got 3"),
         ({"dim": 0, "optimizer": "adamw"}, "dim must be >= 1"),
+        ({"optimizer": "adamw", "betas": (0.9, 0.9, 0.9)}, r"betas must be two numbers in \[0, 1\)"),
+        (
+            {"lr": 1e-200, "weight_decay": 1e-200},
+            r"lr\*weight_decay neither vanishes nor overflows, got 1e-200",
+        ),
+        ({"lr": [0.1, 0.2], "momentum": [0.1] * 3}, r"must broadcast, got shapes \{'lr': \(2,\)"),
         ({"dim": 3, "optimizer": "adamw", "grad_sq_norm": 2.0}, "in place of grad_sq_norm, got 3 beside 2.0"),
     ],
 )
@@ -206,6 +212,15 @@ def test_bad_input(change, message):
         equilibrium(**{"lr": 0.1, "weight_decay": 0.01, **change})
 
 
+def test_adamw_without_memory_of_the_gradient():
+    one = equilibrium(1e-3, 0.1, optimizer="adamw", betas=(0.0, 0.999), dim=4)
+    assert one == equilibrium(1e-3, 0.1, optimizer="degree0", dim=4)
+
+
 def test_bad_type():
-    with pytest.raises(TypeError, match="lr must be a number, an array or a tensor, got 'fast'"):
+    with pytest.raises(TypeError, match="lr must be a number or an array of numbers, got tensor"):
+        equilibrium(torch.tensor(1j), 0.01)
+    with pytest.raises(TypeError, match="betas must be a number or an array of numbers, got 'fast'"):
+        equilibrium(0.1, 0.01, optimizer="adamw", betas="fast")
+    with pytest.raises(TypeError, match="lr must be a number or an array of numbers, got 'fast'"):
         equilibrium("fast", 0.01)

@@ -256,6 +256,128 @@ def test_other_optimizers_and_closures():
     assert monitor.log()["group0/grad_norm"] == pytest.approx(total, rel=1e-12)
 
 
+class Logged(torch.optim.SGD):
+    """What many write: torch's step with something around it. Torch calls the hooks of both steps."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Decayed(torch.optim.SGD):
+    """Another rule, around torch's step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1.0 - group["lr"] * 0.5)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Logged, Decayed])
+def test_a_step_counts_once(kind):
+    net, calls = Net(), []
+    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # from here on torch's own step has its hooks
+    optimizer = kind(net.parameters(), lr=0.1, weight_decay=0.02)
+    optimizer.register_step_post_hook(lambda *args: calls.append(args))
+    monitor = NormMonitor(optimizer, net)
+    for x, y in batches(20):
+        before = vector(net)
+        backward(net, x, y)
+        grad = math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters()))
+        optimizer.step()
+    log, after = monitor.log(), vector(net)
+    assert len(calls) == (
+        20 if kind is torch.optim.SGD else 40
+    )  # twice, which is what there is to see through
+    assert monitor.steps == 20 and log["group0/grad_norm"] == pytest.approx(grad, rel=1e-12)
+    cosine = before @ after / np.linalg.norm(before) / np.linalg.norm(after)
+    assert log["group0/angle"] == pytest.approx(math.acos(cosine), rel=1e-7)
+    assert log["group0/norm"] == pytest.approx(np.linalg.norm(after), rel=1e-12)
+    assert math.isnan(log["group0/rho"]) == (kind is not torch.optim.SGD)  # a step of its own may be any rule
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Logged])
+def test_a_step_that_raised_counts_when_it_is_made(kind):
+    def run(failures):
+        net = Net()
+        optimizer = kind(net.parameters(), lr=0.1, weight_decay=0.02)
+        monitor = NormMonitor(optimizer, net)
+        for t, (x, y) in enumerate(batches(10)):
+
+            def closure():
+                raise MemoryError
+
+            if t in failures:
+                with pytest.raises(MemoryError):
+                    optimizer.step(closure)
+            backward(net, x, y)
+            optimizer.step()
+        assert monitor.steps == 10
+        return monitor.log()
+
+    assert run((3, 4, 9)) == pytest.approx(run(()), rel=1e-14, nan_ok=True)
+
+
+def test_accumulated_gradients_are_those_of_the_step():
+    net = Net()
+    optimizer = MAKERS["sgd"](net.parameters())
+    monitor = NormMonitor(optimizer, net)
+    for x, y in batches(3):
+        cross_entropy(net(x), y).backward()  # no zero_grad
+    total = math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters()))
+    optimizer.step()
+    assert monitor.steps == 1 and monitor.log()["group0/grad_norm"] == pytest.approx(total, rel=1e-12)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As trainers wrap an optimizer: the hooks are those of what is inside."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+def test_a_wrapped_optimizer_is_the_one_inside():
+    net = Net()
+    optimizer = Wrapper(Wrapper(MAKERS["sgd"](net.parameters())))
+    monitor = NormMonitor(optimizer, net)
+    backward(net, *batches(1)[0])
+    optimizer.step()
+    assert monitor.steps == 1 and monitor.log()["group0/rho"] > 0
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_a_run_that_diverges_keeps_its_history(name):
+    _, _, whole, *_ = watch(name, 20)
+    before = whole.log()
+    net, optimizer = whole.model, whole.optimizer
+    for damage in (torch.inf, torch.nan):
+        for p in net.parameters():
+            p.grad.fill_(damage)
+        optimizer.step()
+        after = whole.log()
+    assert math.isnan(after["group0/norm"]) and whole.steps == 22
+    for column in ("rho", "grad_sq_norm", "effective_lr", "distance", "equilibrium_norm"):
+        means = column in ("rho", "grad_sq_norm")
+        assert (after[f"group0/{column}"] == before[f"group0/{column}"]) == means
+        assert means or math.isnan(after[f"group0/{column}"])
+
+
+def test_groups_without_tensors_and_of_zeros():
+    zeros = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([{"params": []}, {"params": [zeros]}], lr=0.1, weight_decay=0.1)
+    monitor = NormMonitor(optimizer)
+    optimizer.step()
+    log = monitor.log()
+    assert log["group1/effective_lr"] == math.inf and log["group0/norm"] == 0.0
+    alone = torch.optim.SGD([{"params": []}], lr=0.1)
+    monitor = NormMonitor(alone)
+    alone.step()
+    assert monitor.log()["group0/norm"] == 0.0
+
+
 def test_gradient_scaling_of_fused_optimizers():
     # GradScaler hands its factor to fused optimizers, which unscale and skip on their own.
     w = nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -323,11 +445,17 @@ def test_bad_input():
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for change, message in (
-        ({"every": 0}, "every must be an integer >= 1, got 0"),
-        ({"horizon": 1.5}, "horizon must be an integer >= 1, got 1.5"),
+        ({"every": 0}, "every must be >= 1, got 0"),
+        ({"horizon": 1.5}, "horizon must be an integer, got 1.5"),
+        ({"model": 3}, "model must be a torch.nn.Module or None, got int"),
+        ({"exp_lr": net}, "exp_lr must be an ExpLR or None, got Net"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             NormMonitor(optimizer, **change)
+    with pytest.raises(TypeError, match="optimizer must be a torch optimizer, got Net"):
+        NormMonitor(net)
+    with pytest.raises(TypeError, match="state must be the state_dict of a NormMonitor, got NoneType"):
+        NormMonitor(optimizer).load_state_dict(None)
     other = torch.optim.SGD([{"params": list(net.parameters()), "scale_invariant": True}], lr=0.1)
     with pytest.raises(ValueError, match="exp_lr must be attached to the same optimizer"):
         NormMonitor(optimizer, exp_lr=ExpLR(other))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles_equilibrium import noise_run
 
-from normcore.norm_dynamics.rates import FAMILIES, effective_lr, family_of, intrinsic_lr, look_up, rates_of
+from normcore.norm_dynamics.rates import FAMILIES, effective_lr, intrinsic_lr, look_up, rates_of
 
 
 def weights(*sizes):
@@ -54,6 +54,33 @@ def test_of_an_optimizer():
     assert effective_lr(adam) == pytest.approx([0.1 / math.sqrt(norm_sq)], rel=1e-14)  # degree 0: one power
 
 
+def test_groups_of_zeros_and_of_complex_weights():
+    zero, full = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.tensor([3 + 4j, 12j]))
+    optimizer = torch.optim.SGD([{"params": [zero]}, {"params": [full]}], lr=0.5)
+    assert effective_lr(optimizer) == [math.inf, pytest.approx(0.5 / 169)]
+    optimizer.param_groups[0]["lr"] = 0.0
+    assert effective_lr(optimizer)[0] == 0.0  # nothing moves
+    assert effective_lr(torch.optim.AdamW([full], lr=0.5)) == pytest.approx([0.5 / 13])
+
+
+def test_a_subclass_with_another_step_is_another_optimizer():
+    class Renamed(torch.optim.SGD):
+        pass
+
+    class Other(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.mul_(1 - group["lr"] * group["weight_decay"])
+
+    options = dict(lr=0.1, weight_decay=0.2)
+    assert intrinsic_lr(Renamed(weights(2), **options)) == intrinsic_lr(
+        torch.optim.SGD(weights(2), **options)
+    )
+    with pytest.raises(TypeError, match="with torch's own step, got Other"):
+        intrinsic_lr(Other(weights(2), **options))
+
+
 def test_dampening_is_a_smaller_learning_rate():
     def path(**options):
         (w,) = weights(5)
@@ -79,21 +106,21 @@ def test_families():
         (torch.optim.Adam([w], weight_decay=0.1), None),  # coupled decay enters the second moment
         (torch.optim.RMSprop([w]), None),
     ):
-        assert family_of(optimizer, optimizer.param_groups[0]) == name
-    assert rates_of(torch.optim.RMSprop([w]), {}) is None
+        rates = rates_of(optimizer, optimizer.param_groups[0])
+        assert (rates and rates.family) == name
     assert {name for name in FAMILIES if look_up(name).decoupled} == {"sgdw", "adamw", "degree0"}
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: intrinsic_lr(-0.1, 0.1), ValueError, "lr must be >= 0 and finite, got -0.1"),
-        (lambda: intrinsic_lr(0.1, -0.1), ValueError, "weight_decay must be >= 0 and finite, got -0.1"),
+        (lambda: intrinsic_lr(-0.1, 0.1), ValueError, "lr must be finite and >= 0, got -0.1"),
+        (lambda: intrinsic_lr(0.1, -0.1), ValueError, "weight_decay must be finite and >= 0, got -0.1"),
         (lambda: intrinsic_lr(0.1, 0.1, 1.0), ValueError, r"momentum must be in \[0, 1\), got 1.0"),
-        (lambda: intrinsic_lr(0.1), TypeError, "weight_decay must be given"),
-        (lambda: effective_lr(0.1), TypeError, "norm must be given"),
-        (lambda: effective_lr(0.1, 0.0), ValueError, "norm must be > 0 and finite, got 0.0"),
-        (lambda: effective_lr(float("nan"), 1.0), ValueError, "lr must be >= 0 and finite, got nan"),
+        (lambda: intrinsic_lr(0.1), TypeError, "weight_decay must be a number .*, got None"),
+        (lambda: effective_lr(0.1), TypeError, "norm must be a number .*, got None"),
+        (lambda: effective_lr(0.1, 0.0), ValueError, "norm must be finite and > 0, got 0.0"),
+        (lambda: effective_lr(float("nan"), 1.0), ValueError, "lr must be finite and >= 0, got nan"),
         (lambda: effective_lr(0.1, 1.0, -0.5), ValueError, r"momentum must be in \[0, 1\), got -0.5"),
         (lambda: intrinsic_lr("x", 0.1), TypeError, "lr must be a number"),
         (lambda: intrinsic_lr(torch.optim.RMSprop(weights(2))), TypeError, "SGD or AdamW .*, got RMSprop"),

@@ -119,6 +119,30 @@ def test_infinite_gradients_of_a_skipped_step_do_not_spread():
     assert readings.sums.isfinite().all() and readings.last.isfinite().all()
 
 
+@pytest.mark.parametrize("damage", [torch.inf, torch.nan])
+def test_what_is_not_finite_shows_and_leaves_the_means(damage):
+    readings = Readings([2, 1], 20, CPU)
+    own = list(raws(5, (SGD, ADAM)))
+    own[3].norms[7] = own[3].norms[10] = damage  # |w'| and |dw| of tensor 1
+    for raw in own:
+        readings.add(raw)
+    readings.work_up()
+    clean = Readings([2, 1], 20, CPU)
+    for raw in own[:3] + own[4:]:
+        clean.add(raw)
+    clean.work_up()
+    means, theirs = readings.sums / readings.weight, clean.sums / clean.weight
+    assert torch.allclose(
+        means[:, [1, 3]], theirs[:, [1, 3]], rtol=1e-14
+    )  # the tensor and its group: as if not read
+    assert readings.weight[0] > readings.weight[1] == readings.weight[3]
+    ended = Readings([2, 1], 20, CPU)
+    for raw in own[:4]:
+        ended.add(raw)
+    ended.work_up()
+    assert not ended.last[2, [1, 3]].isfinite().any() and ended.last[2, [0, 2, 4]].isfinite().all()
+
+
 def test_columns():
     r, g = 4.0, 0.25
     state = equilibrium(0.1, 0.02, 0.9, grad_sq_norm=r * g)

@@ -29,7 +29,9 @@ def test_the_curve_is_that_of_runs_to_first_order(kind, m, r, q):
     gaps = []
     for scale in (1.0, 0.25):
         lr, time = LR * scale, int(700 / scale)
-        ours = relaxation(np.arange(time), ratio_lr=r, ratio_wd=q, lr=lr, weight_decay=WD, optimizer=kind)
+        ours = relaxation(
+            np.arange(time), lr_ratio=r, weight_decay_ratio=q, lr=lr, weight_decay=WD, optimizer=kind
+        )
         gaps.append(np.abs(measured(kind, lr, WD, m, r, q, time) / ours - 1).max())
     assert gaps[0] < 4 * LR * WD * max(1.0, r * q)
     assert gaps[0] > 2.5 * gaps[1] or gaps[0] < 1e-9  # O(lr weight_decay): 4 times less
@@ -38,14 +40,14 @@ def test_the_curve_is_that_of_runs_to_first_order(kind, m, r, q):
 @pytest.mark.parametrize("kind", ["sgd", "nesterov"])
 def test_with_momentum(kind):
     theirs = measured(kind, 0.01, 0.02, 0.9, 0.1, 1.0, 4000)
-    options = dict(ratio_lr=0.1, lr=0.01, weight_decay=0.02)
+    options = dict(lr_ratio=0.1, lr=0.01, weight_decay=0.02)
     ours = relaxation(np.arange(4000), momentum=0.9, optimizer=kind, **options)
     assert np.abs(theirs / ours - 1)[40:].max() < 0.02  # the buffer settles within 1/(1-momentum) steps
     assert np.abs(theirs / relaxation(np.arange(4000), **options) - 1).max() > 0.2  # momentum forgotten
 
 
 def test_decoupled_momentum_does_not_enter():
-    options = dict(ratio_lr=0.1, lr=0.1, weight_decay=0.02, optimizer="adamw")
+    options = dict(lr_ratio=0.1, lr=0.1, weight_decay=0.02, optimizer="adamw")
     assert relaxation(300.0, momentum=0.9, **options) == relaxation(300.0, **options)
 
 
@@ -54,7 +56,7 @@ def test_against_the_differential_equation(r, q):
     gamma = 1 / (2 * LR * WD)  # S = 1
     for time in (1.0, 60.0, 900.0):
         moved = fourth_power_ode(gamma / r**2, r * LR, q * WD, 1.0, time)
-        ours = relaxation(time, ratio_lr=r, ratio_wd=q, lr=LR, weight_decay=WD)
+        ours = relaxation(time, lr_ratio=r, weight_decay_ratio=q, lr=LR, weight_decay=WD)
         assert ours == pytest.approx(math.sqrt(gamma / moved), rel=1e-9)
 
 
@@ -64,9 +66,9 @@ def test_the_three_cases_of_the_paper():
     k = 10.0
     for t in (0.0, 137.0, 4000.0):
         closed = (k + (k**2 - k) * math.exp(-4 * 5e-4 * t / k)) ** -0.5
-        assert relaxation(t, ratio_lr=1 / k, **base) == pytest.approx(closed, rel=1e-13)
+        assert relaxation(t, lr_ratio=1 / k, **base) == pytest.approx(closed, rel=1e-13)
     for r, q, at_once, end in ((0.1, 1.0, 0.1, 0.1**0.5), (1.0, 0.1, 1.0, 0.1**0.5), (0.1, 10.0, 0.1, 1.0)):
-        values = relaxation(np.array([-5.0, 0.0, late]), ratio_lr=r, ratio_wd=q, **base)
+        values = relaxation(np.array([-5.0, 0.0, late]), lr_ratio=r, weight_decay_ratio=q, **base)
         assert values == pytest.approx([1.0, at_once, end], rel=1e-12)
     # No change, no motion.
     assert relaxation(np.arange(-3, 50), **base) == pytest.approx(np.ones(53), rel=1e-12)
@@ -75,18 +77,18 @@ def test_the_three_cases_of_the_paper():
 def test_without_decay_after_the_change():
     base = dict(lr=0.1, weight_decay=0.01)
     t = np.array([0.0, 10.0, 1e6])
-    grown = relaxation(t, ratio_lr=0.5, ratio_wd=0.0, **base)
+    grown = relaxation(t, lr_ratio=0.5, weight_decay_ratio=0.0, **base)
     assert grown == pytest.approx((4 + 4 * 0.1 * 0.01 * t) ** -0.5, rel=1e-13)
-    nearly = relaxation(t, ratio_lr=0.5, ratio_wd=1e-12, **base)
+    nearly = relaxation(t, lr_ratio=0.5, weight_decay_ratio=1e-12, **base)
     assert nearly == pytest.approx(grown, rel=1e-6)  # the limit is taken smoothly
 
 
 def test_kinds_of_numbers():
-    base = dict(ratio_lr=0.1, lr=0.1, weight_decay=0.01)
+    base = dict(lr_ratio=0.1, lr=0.1, weight_decay=0.01)
     assert type(relaxation(3, **base)) is float
     curve = relaxation(torch.arange(-1.0, 5.0, dtype=torch.float64), **base)
     assert torch.allclose(curve, torch.tensor(relaxation(np.arange(-1.0, 5.0), **base)), rtol=1e-14)
-    assert relaxation(np.arange(4)[:, None], **{**base, "ratio_lr": np.array([0.1, 0.5])}).shape == (4, 2)
+    assert relaxation(np.arange(4)[:, None], **{**base, "lr_ratio": np.array([0.1, 0.5])}).shape == (4, 2)
 
 
 def steps_needed(kind, lr, wd, start, tolerance):
@@ -129,13 +131,42 @@ def test_two_e_folds():
     )
 
 
+def test_the_time_is_finite_where_powers_are_not():
+    for optimizer, p in (("sgd", 4), ("degree0", 2)):
+        target = equilibrium(0.1, 0.01, optimizer=optimizer).norm
+        near, far = (
+            time_to_equilibrium(10.0**k * target, 0.1, 0.01, optimizer=optimizer) for k in (100, 200)
+        )
+        assert (far - near) * p * 0.001 == pytest.approx(p * 100 * math.log(10), rel=1e-9)
+    # From far below the first step throws the norm as far above.
+    target = equilibrium(0.1, 0.01).norm
+    low = time_to_equilibrium(1e-200 * target, 0.1, 0.01)
+    thrown = math.sqrt(1e-3 * (2 - 1e-3)) / 1e-200
+    assert low == pytest.approx(1 + time_to_equilibrium(thrown * target, 0.1, 0.01), rel=1e-12)
+    assert time_to_equilibrium(torch.tensor(1.0), 0.1, 0.01) >= 0
+
+
+def test_dim_in_place_of_the_size_of_the_update():
+    options = dict(optimizer="adamw", betas=(0.5, 0.999))
+    ours = time_to_equilibrium(100.0, 1e-3, 0.1, dim=300, **options)
+    assert ours == time_to_equilibrium(100.0, 1e-3, 0.1, grad_sq_norm=100.0, **options)
+    assert ours != time_to_equilibrium(100.0, 1e-3, 0.1, **options)
+
+
+def test_the_former_names_of_the_ratios():
+    base = dict(lr=0.1, weight_decay=0.01)
+    assert relaxation(9.0, ratio_lr=0.1, ratio_wd=3.0, **base) == relaxation(
+        9.0, lr_ratio=0.1, weight_decay_ratio=3.0, **base
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ratio_lr": 0.0}, "ratio_lr must be > 0 and finite, got 0.0"),
-        ({"ratio_wd": -1.0}, "ratio_wd must be >= 0 and finite, got -1.0"),
-        ({"lr": 0.0}, "lr must be > 0 and finite, got 0.0"),
-        ({"weight_decay": float("nan")}, "weight_decay must be > 0 and finite, got nan"),
+        ({"lr_ratio": 0.0}, "lr_ratio must be finite and > 0, got 0.0"),
+        ({"weight_decay_ratio": -1.0}, "weight_decay_ratio must be finite and >= 0, got -1.0"),
+        ({"lr": 0.0}, "lr must be finite and > 0, got 0.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and > 0, got nan"),
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5"),
         ({"t": [1.0, float("nan")]}, "t must be finite, got nan"),
         ({"optimizer": "lion"}, "optimizer must be one of"),
@@ -149,9 +180,9 @@ def test_bad_input(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": 0.0}, "norm must be > 0 and finite, got 0.0"),
-        ({"tolerance": 1.0}, r"tolerance must be in \(0, 1\), got 1.0"),
-        ({"weight_decay": 0.0}, "weight_decay must be > 0 and finite, got 0.0"),
+        ({"norm": 0.0}, "norm must be finite and > 0, got 0.0"),
+        ({"tolerance": 1.0}, r"tolerance must be finite and > 0 and < 1, got 1.0"),
+        ({"weight_decay": 0.0}, "weight_decay must be finite and > 0, got 0.0"),
     ],
 )
 def test_bad_input_time(change, message):
