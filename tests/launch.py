@@ -15,10 +15,10 @@ PATIENCE = 1800
 """Seconds until a launch counts as stuck; none takes a minute on an idle machine."""
 
 
-def run(command, **environment):
-    """The output of a command; its whole group is killed if it is interrupted or stuck."""
+def begin(command, **environment):
+    """Start a command in a session of its own; whoever does so calls `end` in a `finally`."""
     paths = os.pathsep.join([str(Path(normcore.__file__).parents[1]), str(TESTS)])
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -26,6 +26,11 @@ def run(command, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
         start_new_session=True,
     )
+
+
+def run(command, **environment):
+    """The output of a command."""
+    process = begin(command, **environment)
     try:
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err[-4000:]
