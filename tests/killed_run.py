@@ -1,6 +1,7 @@
 """A run that is killed twenty times at random moments, beside one that is not.
 
-Called by test_lab_resume in a process of its own, which forks each life before torch has started any thread.
+Called by test_resume in a process of its own, which forks each life before torch has started any thread. A life waits for
+its death after SPAN steps, so that the number of deaths does not depend on the speed of the machine.
 Usage: killed_run.py FOLDER. Prints how many lives were cut short.
 """
 
@@ -17,12 +18,19 @@ import normcore as nc
 from normcore.lab import load_dataset, train, trainable, weight_norm
 from normcore.lab.training.probes import SWA, Angle
 
-STEPS, KILLS = 1500, 20
+STEPS, KILLS, SPAN = 1500, 20, 70
 DATA = load_dataset("digits").subset(200, 100)
 
 
-def run(folder):
+def run(folder, span=STEPS):
     """One life of the run: dropout, momentum, a scheduler, ExpLR with rebases, probes with memory."""
+    taken = []
+
+    def wait_for_death(t):
+        taken.append(t)
+        while len(taken) > span:
+            time.sleep(1)
+
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = torch.nn.Sequential(
@@ -44,6 +52,7 @@ def run(folder):
         exp_lr=nc.ExpLR(optimizer, net),
         probes={"norm": weight_norm, "angle": Angle(), "swa": SWA(DATA.x_test, DATA.y_test)},
         every=50,
+        before_step=wait_for_death,
         checkpoint=folder,
         checkpoint_every=7,
     )
@@ -52,12 +61,14 @@ def run(folder):
     torch.save({"weights": weights, "loss": torch.from_numpy(history.loss), **records}, f"{folder}.pt")
 
 
-def life(folder):
+def life(folder, span=STEPS):
     """Start a process that runs; its number."""
     child = os.fork()
     if child == 0:
-        run(folder)
-        os._exit(0)
+        try:
+            run(folder, span)
+        finally:
+            os._exit(sys.exc_info()[0] is not None)
     return child
 
 
@@ -66,13 +77,13 @@ def main(folder):
     rng, deaths = random.Random(0), 0
     killed, whole = str(Path(folder) / "killed"), str(Path(folder) / "whole")
     while deaths < KILLS:
-        child = life(killed)
-        time.sleep(rng.uniform(0.05, 0.35))
+        child = life(killed, SPAN)
+        time.sleep(rng.uniform(0.05, 0.5))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        deaths += os.WIFSIGNALED(status)
         if not os.WIFSIGNALED(status):
-            break
+            sys.exit("a life ended by itself")
+        deaths += 1
     for name in (killed, whole):
         _, status = os.waitpid(life(name), 0)
         if status:

@@ -1,25 +1,63 @@
-"""Scripts on two processes, started once however many workers run the tests."""
+"""Scripts in processes of their own, which run the code under test and are gone afterwards, whatever happens."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-PATIENCE = 300
-"""Seconds until a launch counts as stuck."""
+import normcore
+
+TESTS = Path(__file__).parent
+PATIENCE = 1800
+"""Seconds until a launch counts as stuck; none takes a minute on an idle machine."""
 
 
-def torchrun(script, folder):
-    """Run `script.py FOLDER` on two processes, without GPUs; a free port is found by torch."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(script), str(folder)],
-        capture_output=True,
+def begin(command, **environment):
+    """Start a command in a session of its own; whoever does so calls `end` in a `finally`."""
+    paths = os.pathsep.join([str(Path(normcore.__file__).parents[1]), str(TESTS)])
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def run(command, **environment):
+    """The output of a command."""
+    process = begin(command, **environment)
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, err[-4000:]
+        return out
+    finally:
+        end(process)
+
+
+def end(process):
+    """Let a process that leads a session end its own, then kill what is left."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=60)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def script(name, *arguments):
+    """The output of a script of this folder."""
+    return run([TESTS / name, *arguments])
+
+
+def torchrun(path, folder):
+    """Run `path FOLDER` on two processes, without GPUs; a free port is found by torch."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run([*launcher, path, folder], CUDA_VISIBLE_DEVICES="")
 
 
 def once(tmp_path_factory, name, fill):

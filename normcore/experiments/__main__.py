@@ -3,14 +3,16 @@
 import importlib
 import sys
 
+from normcore.experiments.long_runs import command_line
+
 COMMANDS = ("exponential_lr", "intrinsic_lr", "catapult")
 
 
 def main(arguments: list[str]) -> int:
-    """Hand the arguments to the experiment that the first one names."""
+    """Run what the first argument names, as the others ask."""
     if arguments[:1] and arguments[0] in COMMANDS:
         module = importlib.import_module(f"normcore.experiments.{arguments[0]}")
-        return int(module.main(arguments[1:]))
+        return command_line(module.RUNS, module.__doc__ or "", arguments[1:])
     print(__doc__)
     return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
 

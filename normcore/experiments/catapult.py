@@ -1,13 +1,8 @@
-"""The runs of Lewkowycz et al. (2020) on photographs, stored as a data file that chapters 16 and 17 draw.
-
-    python -m normcore.experiments catapult --data FOLDER                      all arms, three seeds each
-    python -m normcore.experiments catapult --arms "wrn 2.5" --seeds 0         some of them
-    python -m normcore.experiments catapult --size small --data PHOTOGRAPHS    small nets, for CPUs
-    python -m normcore.experiments catapult --size tiny                        the whole path in seconds
+"""The runs of Lewkowycz et al. (2020) on photographs, which chapters 16 and 17 draw.
 
 An arm is a net and a learning rate c in units of one over the initial curvature. "cnn" has two convolutions; "wrn"
 is a Wide ResNet without norms; "zero" is the cnn minus its first function, so that it starts at output zero. All
-run for the same physical time c times steps. Killed and started again, the same command goes on where it was.
+run for the same physical time c times steps.
 """
 
 import copy
@@ -23,14 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from normcore.curvature.ntk import ntk_top_eigenvalue
-from normcore.experiments.long_runs import DataSetting, LongRuns, command_line
-from normcore.experiments.probes import in_chunks
+from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.nets.plain import cnn
 from normcore.lab.nets.resnets import preresnet
-from normcore.lab.training.history import History
-from normcore.lab.training.loop import train
-from normcore.lab.training.probes import accuracy_on, loss_on
+from normcore.lab.training.probes import Stateful, loss_on, trainable
 
 NETS = ("cnn", "zero", "wrn")
 RATES = (1.0, 1.5, 1.9, 2.2, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
@@ -42,20 +34,31 @@ EARLY = 100
 
 
 @dataclass(frozen=True)
-class Setting(DataSetting):
+class Setting(long_runs.Setting):
     """What all runs share; the defaults are WRN-16-4 (with a stem of 64 channels) and CIFAR-10."""
 
-    channels: tuple[int, ...] = (128, 256)
     depth: int = 14
     width: int = 64
     batch_size: int = 256
+    channels: tuple[int, ...] = (128, 256)
     time: float = 60_000.0
     curvature_images: int = 2048
     readings: int = 40
 
 
-SMALL = Setting("image-folder", 16, 5_000, 1_000, (32, 128), 8, 16, 64, 5_000.0, 128, readings=20)
-TINY = Setting("digits", None, 300, 300, (16, 32), 8, 8, 100, 120.0, 100, readings=10)
+PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 5_000, "test": 1_000}
+SMALL = Setting(
+    **PHOTOGRAPHS,
+    depth=8,
+    width=16,
+    batch_size=64,
+    channels=(32, 128),
+    time=5_000.0,
+    curvature_images=128,
+    readings=20,
+)
+ON_DIGITS: dict[str, Any] = {"dataset": "digits", "train": 300, "test": 300, "depth": 8, "width": 8}
+TINY = Setting(**ON_DIGITS, batch_size=100, channels=(16, 32), time=120.0, curvature_images=100, readings=10)
 
 
 def half_mse(output: Tensor, y: Tensor) -> Tensor:
@@ -76,25 +79,14 @@ class FromZero(nn.Module):
 
 
 def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int) -> nn.Module:
-    """Build a net without norms, all weights drawn as He et al. (2015) do, so that outputs are of order 1.
-
-    Args:
-        name: one of `NETS`.
-        seed: of the weights.
-        setting: channels, depth and width count.
-        channels: of the images.
-        classes: outputs.
-
-    Raises:
-        ValueError: the name is unknown.
-
-    """
+    """Build a net of `NETS` without norms, all weights drawn as He et al. (2015) do: outputs are of order 1."""
     if name not in NETS:
         raise ValueError(f"name must be one of {list(NETS)}, got {name!r}")
     options: dict[str, Any] = {"norm": "none", "head": "trained", "in_channels": channels, "classes": classes}
-    wide = name == "wrn"
     net = (
-        preresnet(setting.depth, width=setting.width, **options) if wide else cnn(setting.channels, **options)
+        preresnet(setting.depth, width=setting.width, **options)
+        if name == "wrn"
+        else cnn(setting.channels, **options)
     )
     generator = torch.Generator().manual_seed(seed)
     for weight in net.parameters():
@@ -102,8 +94,10 @@ def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int
     return FromZero(net) if name == "zero" else net
 
 
-class CurvatureAt:
+class CurvatureAt(Stateful):
     """A probe: the top eigenvalue of the tangent kernel at some readings; nan at others and once weights overflow."""
+
+    kept = ("count",)
 
     def __init__(self, x: Tensor, readings: Sequence[int]) -> None:
         """Measure on x, at readings counted from 0."""
@@ -112,91 +106,54 @@ class CurvatureAt:
     def __call__(self, model: nn.Module) -> float:
         """Read the curvature, as a probe."""
         self.count += 1
-        finite = all(bool(p.isfinite().all()) for p in model.parameters())
-        if self.count - 1 not in self.readings or not finite:
+        if self.count - 1 not in self.readings or not all(
+            bool(p.isfinite().all()) for p in model.parameters()
+        ):
             return math.nan
-        return ntk_top_eigenvalue(model, self.x, tol=1e-2, chunk_size=_chunk(self.x)).value
+        return curvature(model, self.x, 1e-2)
 
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint must keep."""
-        return {"count": self.count}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a checkpoint."""
-        self.count = state["count"]
+def curvature(model: nn.Module, x: Tensor, tol: float) -> float:
+    """The top eigenvalue of the tangent kernel; chunks cost one gradient more a product, so only where they must be."""
+    chunk = IN_MEMORY if len(x) > IN_MEMORY else None
+    return ntk_top_eigenvalue(model, x, tol=tol, chunk_size=chunk).value
 
 
 def train_arm(
     arm: str, seed: int, setting: Setting, data: Dataset, *, folder: Path | None = None, **options: Any
 ) -> tuple[dict[str, Any], int | None]:
-    """Train one arm from one seed, which draws weights and batches: SGD, square loss, nothing else.
+    """Train one arm from one seed: SGD, square loss, nothing else; see `LongRuns`.
 
-    Args:
-        arm: one of `ARMS`.
-        seed: of everything.
-        setting: of all runs.
-        data: on the device to train on.
-        folder: for checkpoints; None makes none.
-        **options: of `lab.train`: compile, autocast, channels_last, progress.
-
-    Returns:
-        (records, diverged_at). "rate" (lr, c and the initial curvature on the first training images); "early_loss" (the
-        batch loss of each of the first 100 steps); at every reading: "step", "time" (c times steps),
-        "train_loss" (on the images of the curvature), "test_accuracy", "test_loss", "curvature" (at the start,
-        after a tenth of the time and at the end, nan between).
-
-    Raises:
-        ValueError: the arm is unknown.
-
+    "rate" (lr, c and the initial curvature on the first training images); "early_loss" (the batch loss of each of the
+    first 100 steps); at every reading: "step", "time" (c times steps), "train_loss" (on the images of the curvature),
+    "test_accuracy", "test_loss", "curvature" (at the start, after a tenth of the time and at the end, nan between).
+    Other options are those of `lab.train`.
     """
     if arm not in ARMS:
         raise ValueError(f"arm must be a net of {list(NETS)} and a rate of {list(RATES)}, got {arm!r}")
     name, c = arm.split()[0], float(arm.split()[1])
     net = make_net(name, seed, setting, data.pixels_train.shape[1], data.classes).to(data.pixels_train.device)
     seen = data.subset(train=min(setting.curvature_images, len(data.y_train)))
-    start = ntk_top_eigenvalue(net, seen.x_train, tol=1e-3, chunk_size=_chunk(seen.x_train))
-    lr, steps = c / start.value, max(EARLY, round(setting.time / c))
+    start = curvature(net, seen.x_train, 1e-3)
+    lr, steps = c / start, max(EARLY, round(setting.time / c))
     every = max(1, steps // setting.readings)
     last = math.ceil(steps / every)
-    history = train(
-        net,
-        torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=lr),
-        data.batches(steps, setting.batch_size, seed, replacement=False),
-        loss_fn=half_mse,
-        probes={
-            "train_loss": in_chunks(half_mse_on, seen.x_train, seen.y_train),
-            "test_accuracy": in_chunks(accuracy_on, data.x_test, data.y_test),
-            "test_loss": in_chunks(half_mse_on, data.x_test, data.y_test),
-            "curvature": CurvatureAt(seen.x_train, (0, last // 10, last)),
-        },
-        every=every,
-        checkpoint=folder,
-        checkpoint_every=every,
-        **options,
-    )
-    return _records(history, (lr, c, start.value)), history.diverged_at
+    probes = {
+        "train_loss": loss_on(seen.x_train, seen.y_train, half_mse, chunk=long_runs.CHUNK),
+        "curvature": CurvatureAt(seen.x_train, (0, last // 10, last)),
+    }
+    batches = data.batches(steps, setting.batch_size, seed, replacement=False)
+    options |= {"loss_fn": half_mse, "folder": folder, "every": every, "probes": probes}
+    history = long_runs.fit(net, torch.optim.SGD(trainable(net), lr=lr), batches, data, **options)
+    names = ("train_loss", "test_accuracy", "test_loss", "curvature")
+    records = {
+        "rate": np.array([lr, c, start]),
+        "early_loss": history.loss[:EARLY],
+        "step": history.step,
+        "time": history.step * c,
+        **{name: history[name] for name in names},
+    }
+    return records, history.diverged_at
 
 
-def _chunk(x: Tensor) -> int | None:
-    """The chunk size; None where everything fits, for chunks cost one gradient more a product."""
-    return IN_MEMORY if len(x) > IN_MEMORY else None
-
-
-def half_mse_on(x: Tensor, y: Tensor) -> Any:
-    """Make a probe: the square loss on fixed inputs."""
-    return loss_on(x, y, half_mse)
-
-
-def _records(history: History, rate: tuple[float, float, float]) -> dict[str, Any]:
-    """What is kept of a run."""
-    read = {name: history[name] for name in ("train_loss", "test_accuracy", "test_loss", "curvature")}
-    when = {"step": history.step, "time": history.step * rate[1]}
-    return {"rate": np.array(rate), "early_loss": history.loss[:EARLY], **when, **read}
-
-
-RUNS = LongRuns("catapult", ARMS, {"paper": Setting(), "small": SMALL, "tiny": TINY}, train_arm)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    return command_line(RUNS, __doc__ or "", arguments)
+RUNS = long_runs.LongRuns("catapult", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)

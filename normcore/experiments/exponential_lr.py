@@ -1,15 +1,6 @@
-"""The runs of Li & Arora (2020) at the size of the paper, stored as a data file that chapter 8 draws.
-
-    python -m normcore.experiments exponential_lr --data FOLDER            all arms, three seeds each
-    python -m normcore.experiments exponential_lr --arms texp --seeds 0    some of them
-    python -m normcore.experiments exponential_lr --size small --data PHOTOGRAPHS    a small net, for CPUs
-    python -m normcore.experiments exponential_lr --size tiny              the whole path in seconds
-
-Killed and started again, the same command goes on where it was. Each finished run is in the file at once.
-"""
+"""The runs of Li & Arora (2020) at the size of the paper, which chapter 8 draws."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,30 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
-from normcore.experiments.long_runs import DataSetting, LongRuns, command_line
-from normcore.experiments.probes import FirstStepAngle, in_chunks
+from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
-from normcore.lab.nets.resnets import preresnet
-from normcore.lab.training.history import History
-from normcore.lab.training.loop import train
-from normcore.lab.training.probes import Angle, accuracy_on, loss_on, trainable, weight_norm
+from normcore.lab.training.loop import at_each_step
+from normcore.lab.training.probes import Angle, trainable, weight_norm
 from normcore.schedules import Cosine, StepDecay
 
 ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")
 
 
 @dataclass(frozen=True)
-class Setting(DataSetting):
+class Setting(long_runs.Setting):
     """What all runs share; the defaults are the paper's."""
 
-    depth: int = 32
-    width: int = 16
     epochs: int = 300
     milestones: tuple[int, ...] = (80, 120)
-    batch_size: int = 128
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -48,20 +34,13 @@ class Setting(DataSetting):
     flip: bool = True
 
 
-SMALL = Setting("image-folder", 16, 20_000, None, 8, 8, 24, (8, 16), weight_decay=2e-3, crop=2)
+PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 20_000, "depth": 8}
+SMALL = Setting(**PHOTOGRAPHS, width=8, epochs=24, milestones=(8, 16), weight_decay=2e-3, crop=2)
 TINY = Setting("digits", depth=8, width=4, epochs=2, milestones=(1,), batch_size=100, crop=0, flip=False)
 
 
 def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | EquivalentSchedule:
-    """The rates of an arm with weight decay, (T,), or the schedule of one without.
-
-    Args:
-        arm: one of `ARMS`.
-        setting: epochs, milestones, lr, momentum and weight_decay count.
-        epoch: steps in an epoch.
-
-    Raises:
-        ValueError: the arm is unknown.
+    """The rates of an arm with weight decay, (T,), or the schedule of one without; an epoch has `epoch` steps.
 
     Example:
         >>> rates_of("texp", Setting(), 391)  # the rate ends above 10^11
@@ -79,73 +58,72 @@ def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | Eq
     return rates if arm in ("step decay", "cosine") else texp_plus_plus(rates, wd, momentum)
 
 
+class FirstStepAngle(Angle):
+    """The angle of the first step of each epoch: told of every step, read as a probe once an epoch.
+
+    A reading is that of the epoch that ends, and nan at the start.
+    """
+
+    kept = ("before", "last")
+
+    def __init__(self, epoch: int) -> None:
+        """Start without a reading; `epoch` is its length in steps, >= 2."""
+        super().__init__()
+        self.epoch, self.last = epoch, math.nan
+
+    def before_step(self, t: int, model: nn.Module) -> None:
+        """Take note of the weights before the first and the second step of an epoch."""
+        if t % self.epoch == 0:
+            self.before = None
+        if t % self.epoch <= 1:
+            self.last = super().__call__(model)
+
+    def __call__(self, model: nn.Module) -> float:
+        """Read the model, as a probe."""
+        return self.last
+
+
 def train_arm(
     arm: str, seed: int, setting: Setting, data: Dataset, *, folder: Path | None = None, **options: Any
 ) -> tuple[dict[str, Any], int | None]:
-    """Train one arm from one seed, which draws weights, batches and augmentation.
+    """Train one arm from one seed; see `LongRuns`.
 
-    Args:
-        arm: one of `ARMS`.
-        seed: of everything.
-        setting: of all runs.
-        data: on the device to train on.
-        folder: for checkpoints; None makes none.
-        **options: of `lab.train`: compile, autocast, channels_last, progress.
-
-    Returns:
-        (records, diverged_at). By epoch: the mean "train_loss", the angle of the first step "step_angle", the
-        angle between beginning and end "epoch_angle", "log10_lr" at the beginning; at the beginning and after
-        each epoch: "test_accuracy", "test_loss", "norm".
-
+    By epoch: the mean "train_loss", the angle of the first step "step_angle", the angle between beginning and end
+    "epoch_angle", "log10_lr" at the beginning; at the beginning and after each epoch: "test_accuracy", "test_loss",
+    "norm". Other options are those of `lab.train`.
     """
     epoch = len(data.y_train) // setting.batch_size
-    size = {"in_channels": data.pixels_train.shape[1], "classes": data.classes, "seed": seed}
-    net = preresnet(setting.depth, width=setting.width, **size).to(data.pixels_train.device)
-    rates, first = rates_of(arm, setting, epoch), FirstStepAngle(epoch)
+    net, first = long_runs.residual_net(setting, data, seed), FirstStepAngle(epoch)
+    rates = rates_of(arm, setting, epoch)
     schedule = rates if isinstance(rates, EquivalentSchedule) else None
     decay = 0.0 if schedule is not None else setting.weight_decay
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, momentum=setting.momentum, weight_decay=decay)
+    set_rate = None if isinstance(rates, EquivalentSchedule) else at_each_step(optimizer, lr=rates)
 
     def before_step(t: int) -> None:
         first.before_step(t, net)
-        if not isinstance(rates, EquivalentSchedule):
-            optimizer.param_groups[0]["lr"] = float(rates[t])
+        if set_rate is not None:
+            set_rate(t)
 
-    draw, crop, flip = (setting.epochs * epoch, setting.batch_size, seed), setting.crop, setting.flip
-    history = train(
-        net,
-        optimizer,
-        data.batches(*draw, replacement=False, crop=crop, flip=flip),
-        schedule=schedule,
-        before_step=before_step,
-        probes={
-            "test_accuracy": in_chunks(accuracy_on, data.x_test, data.y_test),
-            "test_loss": in_chunks(loss_on, data.x_test, data.y_test),
-            "norm": weight_norm,
-            "epoch_angle": Angle(),
-            "step_angle": first,
-        },
-        every=epoch,
-        checkpoint=folder,
-        checkpoint_every=epoch,
-        **options,
+    steps, moved = setting.epochs * epoch, {"crop": setting.crop, "flip": setting.flip}
+    batches = data.batches(steps, setting.batch_size, seed, replacement=False, **moved)
+    probes = {"norm": weight_norm, "epoch_angle": Angle(), "step_angle": first}
+    options |= {"schedule": schedule, "before_step": before_step}
+    history = long_runs.fit(
+        net, optimizer, batches, data, every=epoch, probes=probes, folder=folder, **options
     )
-    log_rates = np.log(rates) if not isinstance(rates, EquivalentSchedule) else rates.log_lr
-    return {**_records(history, epoch), "log10_lr": log_rates[::epoch] / math.log(10)}, history.diverged_at
+    log_rates = np.log(rates) if schedule is None else schedule.log_lr
+    records = {
+        "train_loss": history.loss.reshape(setting.epochs, epoch).mean(axis=1),
+        **{name: history[name] for name in ("test_accuracy", "test_loss", "norm")},
+        **{
+            name: history[name][1:] for name in ("epoch_angle", "step_angle")
+        },  # of the epoch before a reading
+        "log10_lr": log_rates[::epoch] / math.log(10),
+    }
+    return records, history.diverged_at
 
 
-def _records(history: History, epoch: int) -> dict[str, NDArray[np.float64]]:
-    """What is kept of a run; angles belong to the epoch before their reading."""
-    whole = len(history.loss) // epoch
-    means = history.loss[: whole * epoch].reshape(whole, epoch).mean(axis=1)
-    kept = {name: history[name] for name in ("test_accuracy", "test_loss", "norm")}
-    angles = {name: history[name][1:] for name in ("epoch_angle", "step_angle")}
-    return {"train_loss": means, **kept, **angles}
-
-
-RUNS = LongRuns("exponential_lr", ARMS, {"paper": Setting(), "small": SMALL, "tiny": TINY}, train_arm)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    return command_line(RUNS, __doc__ or "", arguments)
+RUNS = long_runs.LongRuns(
+    "exponential_lr", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm
+)

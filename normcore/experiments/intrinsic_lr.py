@@ -1,16 +1,10 @@
-"""The runs of Li, Lyu & Arora (2020) at the size of the paper, stored as a data file that chapters 11 to 13 draw.
+"""The runs of Li, Lyu & Arora (2020) at the size of the paper, which chapters 11 to 13 draw.
 
-    python -m normcore.experiments intrinsic_lr --data FOLDER                  all arms, three seeds each
-    python -m normcore.experiments intrinsic_lr --arms "lr/10" --seeds 0       some of them
-    python -m normcore.experiments intrinsic_lr --size small --data PHOTOGRAPHS    a small net, for CPUs
-    python -m normcore.experiments intrinsic_lr --size tiny                    the whole path in seconds
-
-An arm is a list of phases: factors on learning rate and weight decay, and a length in units of
-1/(lr * weight_decay) steps. Killed and started again, the same command goes on where it was.
+An arm is a list of phases: factors on learning rate and weight decay, and a length in units of 1/(lr * weight_decay)
+steps.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,21 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from normcore.experiments.long_runs import DataSetting, LongRuns, command_line
-from normcore.experiments.probes import Chord, LateSWA, MonitorReading, in_chunks
+from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
-from normcore.lab.nets.resnets import preresnet
-from normcore.lab.training.history import History
-from normcore.lab.training.loop import train
-from normcore.lab.training.probes import accuracy_on, loss_on, trainable, weight_norm
+from normcore.lab.training.loop import Batches, at_each_step
+from normcore.lab.training.probes import SWA, Stateful, direction, trainable, weight_norm
 from normcore.norm_dynamics.monitor import NormMonitor
 
 Phase = tuple[float, float, float]
 """Factor on lr, factor on weight_decay, length in units of 1/(lr * weight_decay) steps."""
 
 FIRST, SECOND, LONG = 12.0, 13.0, 60.0
-"""Lengths: to an equilibrium; of what follows a change by ten, whose own unit is ten times longer; to its equilibrium."""
+"""Lengths in the units of the base: to the equilibrium; after a change by ten, whose own unit is ten times longer; to the
+equilibrium after that."""
 
 PASTS: dict[str, list[Phase]] = {
     "past 1": [(1, 1, 5)],
@@ -63,12 +56,9 @@ ARMS = tuple(PHASES)
 
 
 @dataclass(frozen=True)
-class Setting(DataSetting):
+class Setting(long_runs.Setting):
     """What all runs share; the defaults are the paper's net, data and rate."""
 
-    depth: int = 32
-    width: int = 16
-    batch_size: int = 128
     lr: float = 0.8
     weight_decay: float = 2e-3
     crop: int = 4
@@ -82,19 +72,14 @@ class Setting(DataSetting):
         return round(1 / (self.lr * self.weight_decay))
 
 
-SMALL = Setting("image-folder", 16, 20_000, 1000, 8, 8, 64, weight_decay=8e-3, crop=2, full_batch=250)
-TINY = Setting("digits", None, None, None, 8, 4, 100, 0.8, 0.125, 0, False, readings=2, full_batch=100)
+PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 20_000, "test": 1000}
+SMALL = Setting(**PHOTOGRAPHS, depth=8, width=8, batch_size=64, weight_decay=8e-3, crop=2, full_batch=250)
+ON_DIGITS: dict[str, Any] = {"dataset": "digits", "depth": 8, "width": 4, "batch_size": 100}
+TINY = Setting(**ON_DIGITS, weight_decay=0.125, crop=0, flip=False, readings=2, full_batch=100)
 
 
 def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The learning rate and the weight decay of each step of an arm, (T,) each.
-
-    Args:
-        arm: one of `ARMS`.
-        setting: lr, weight_decay and with them the unit count.
-
-    Raises:
-        ValueError: the arm is unknown.
 
     Example:
         >>> lr, weight_decay = rates_of("lr/10", Setting())
@@ -110,86 +95,87 @@ def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[n
     return lr * setting.lr, weight_decay * setting.weight_decay
 
 
+class MonitorReading:
+    """A probe that reads group 0 of a NormMonitor: rho, angle and S; nan before the first step."""
+
+    NAMES = ("rho", "angle", "grad_sq_norm")
+
+    def __init__(self, monitor: NormMonitor) -> None:
+        self.state_dict, self.load_state_dict = monitor.state_dict, monitor.load_state_dict
+        self.monitor = monitor
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Read the model, as a probe."""
+        if not self.monitor.steps:
+            return torch.full((len(self.NAMES),), torch.nan)
+        log = self.monitor.log()
+        return torch.tensor([log[f"group0/{name}"] for name in self.NAMES])
+
+
+class Chord(Stateful):
+    """A probe: the distance of the weights' direction from where it was at a reading; nan before, 0 there."""
+
+    kept = ("count", "start")
+
+    def __init__(self, reading: int) -> None:
+        """Measure from that reading, counted from 0."""
+        self.reading, self.count = reading, 0
+        self.start: Tensor | None = None
+
+    def __call__(self, model: nn.Module) -> float:
+        """Read the model, as a probe."""
+        now = direction(model)
+        self.start = now if self.count == self.reading else self.start
+        self.count += 1
+        return math.nan if self.start is None else float((now - self.start.to(now)).norm())
+
+
 def train_arm(
     arm: str, seed: int, setting: Setting, data: Dataset, *, folder: Path | None = None, **options: Any
 ) -> tuple[dict[str, Any], int | None]:
-    """Train one arm from one seed, which draws weights, batches and augmentation.
+    """Train one arm from one seed; see `LongRuns`.
 
-    SGD without momentum; weight decay coupled, on all trained weights; batch statistics in training and testing.
+    SGD without momentum; weight decay coupled, on all trained weights; batch statistics in training and testing. "full
+    batch" takes few training images whole, without augmentation.
 
-    Args:
-        arm: one of `ARMS`; "full batch" takes few training images whole, without augmentation.
-        seed: of everything.
-        setting: of all runs.
-        data: on the device to train on.
-        folder: for checkpoints; None makes none.
-        **options: of `lab.train`: compile, autocast, channels_last, progress.
-
-    Returns:
-        (records, diverged_at). At every reading, the first before step 0: "step", "lr", "weight_decay", "norm",
-        "rho", "angle", "grad_sq_norm" (means over about 1/(lr wd) steps), "test_accuracy", "test_loss",
-        "swa_accuracy" (average over the last phase, or over
-        the second half of an only one), "chord" (from the middle of the first phase); since the reading before: "train_loss" (mean),
-        "worst_loss" (highest batch loss), both nan at the first.
-
+    At every reading, the first before step 0: "step", "lr", "weight_decay", "norm", "rho", "angle", "grad_sq_norm" (means
+    over about 1/(lr wd) steps), "test_accuracy", "test_loss", "swa_accuracy" (average over the last phase, or over the
+    second half of an only one), "chord" (from the middle of the first phase); since the reading before: "train_loss"
+    (mean), "worst_loss" (highest batch loss), both nan at the first. Other options are those of `lab.train`.
     """
     lr, weight_decay = rates_of(arm, setting)
-    every = max(1, setting.unit // setting.readings)
-    whole = arm == "full batch"
-    if whole:
+    steps, every, unit = len(lr), max(1, setting.unit // setting.readings), setting.unit
+    if arm == "full batch":
         data = data.subset(train=setting.full_batch, seed=seed)
-    size = {"in_channels": data.pixels_train.shape[1], "classes": data.classes, "seed": seed}
-    net = preresnet(setting.depth, width=setting.width, **size).to(data.pixels_train.device)
-    optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, weight_decay=setting.weight_decay)
-    monitor = NormMonitor(optimizer, horizon=setting.unit)
-
-    def before_step(t: int) -> None:
-        optimizer.param_groups[0].update(lr=float(lr[t]), weight_decay=float(weight_decay[t]))
-
-    steps, first = len(lr), round(PHASES[arm][0][2] * setting.unit)
-    averaging = steps // 2 if len(PHASES[arm]) == 1 else steps - round(PHASES[arm][-1][2] * setting.unit)
-    if whole:
-        batches: Any = [(data.x_train, data.y_train)] * steps
+        batches: Batches = [(data.x_train, data.y_train)] * steps
     else:
-        draw, crop, flip = (steps, setting.batch_size, seed), setting.crop, setting.flip
-        batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
-    history = train(
-        net,
-        optimizer,
-        batches,
-        before_step=before_step,
-        probes={
-            "monitor": MonitorReading(monitor),
-            "norm": weight_norm,
-            "test_accuracy": in_chunks(accuracy_on, data.x_test, data.y_test),
-            "test_loss": in_chunks(loss_on, data.x_test, data.y_test),
-            "swa_accuracy": LateSWA(averaging // every, data.x_test, data.y_test),
-            "chord": Chord(first // 2 // every),
-        },
-        every=every,
-        checkpoint=folder,
-        checkpoint_every=every,
-        **options,
+        moved = {"crop": setting.crop, "flip": setting.flip}
+        batches = data.batches(steps, setting.batch_size, seed, replacement=False, **moved)
+    net = long_runs.residual_net(setting, data, seed)
+    optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, weight_decay=setting.weight_decay)
+    first, last = (round(PHASES[arm][i][2] * unit) for i in (0, -1))
+    averaging = steps // 2 if len(PHASES[arm]) == 1 else steps - last
+    probes = {
+        "monitor": MonitorReading(NormMonitor(optimizer, horizon=unit)),
+        "norm": weight_norm,
+        "swa_accuracy": SWA(data.x_test, data.y_test, first=averaging // every, chunk=long_runs.CHUNK),
+        "chord": Chord(first // 2 // every),
+    }
+    options["before_step"] = at_each_step(optimizer, lr=lr, weight_decay=weight_decay)
+    history = long_runs.fit(
+        net, optimizer, batches, data, every=every, probes=probes, folder=folder, **options
     )
-    return _records(history, lr, weight_decay), history.diverged_at
-
-
-def _records(history: History, lr: NDArray[np.float64], wd: NDArray[np.float64]) -> dict[str, Any]:
-    """What is kept of a run."""
     pieces = [history.loss[a:b] for a, b in pairwise(history.step)]
-    read = {name: history[name] for name in ("norm", "test_accuracy", "test_loss", "swa_accuracy", "chord")}
-    monitor = dict(zip(MonitorReading.NAMES, history["monitor"].T, strict=True))
-    at = np.minimum(history.step, len(lr) - 1)
-    losses = {
+    at = np.minimum(history.step, steps - 1)
+    names = ("norm", "test_accuracy", "test_loss", "swa_accuracy", "chord")
+    records = {
+        **{"step": history.step, "lr": lr[at], "weight_decay": weight_decay[at]},
+        **{name: history[name] for name in names},
+        **dict(zip(MonitorReading.NAMES, history["monitor"].T, strict=True)),
         "train_loss": [math.nan, *(piece.mean() for piece in pieces)],
         "worst_loss": [math.nan, *(piece.max() for piece in pieces)],
     }
-    return {"step": history.step, "lr": lr[at], "weight_decay": wd[at], **read, **monitor, **losses}
+    return records, history.diverged_at
 
 
-RUNS = LongRuns("intrinsic_lr", ARMS, {"paper": Setting(), "small": SMALL, "tiny": TINY}, train_arm)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    return command_line(RUNS, __doc__ or "", arguments)
+RUNS = long_runs.LongRuns("intrinsic_lr", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)

@@ -1,4 +1,12 @@
-"""The command line of runs at the size of a paper: arms by seeds, each saved as it goes and stored when finished."""
+"""Runs at the size of a paper: arms by seeds, each saved as it goes and stored in a data file when finished.
+
+    python -m normcore.experiments NAME --data FOLDER                            all arms, three seeds each
+    python -m normcore.experiments NAME --arms ARM --seeds 0                     some of them
+    python -m normcore.experiments NAME --size small --data PHOTOGRAPHS          a small net, for CPUs
+    python -m normcore.experiments NAME --size tiny                              the whole path in seconds
+
+Killed and started again, the same command goes on where it was. Each finished run is in the file at once.
+"""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -7,23 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset, load_dataset
+from normcore.lab.nets.resnets import preresnet
+from normcore.lab.training.history import History, Probe
+from normcore.lab.training.loop import Batches, LossFn, train
+from normcore.lab.training.probes import accuracy_on, loss_on
 
-Records = Mapping[str, Any]
-TrainArm = Callable[..., tuple[Records, int | None]]
+CHUNK = 1000
+"""Test images whose statistics a norm sees at once, so that memory stays small."""
 
 
 @dataclass(frozen=True)
-class DataSetting:
-    """What the data of all runs are; the settings of an experiment inherit it.
+class Setting:
+    """What all runs of an experiment share: its data, net and batches; experiments add their own.
 
     Attributes:
         dataset: a name of `lab.load_dataset`.
         image_size: of "image-folder".
         train: how many training images; None keeps all.
         test: how many test images, likewise.
+        depth: of the ResNet.
+        width: of its first stage.
+        batch_size: drawn an epoch at a time.
 
     """
 
@@ -31,6 +49,9 @@ class DataSetting:
     image_size: int | None = None
     train: int | None = None
     test: int | None = None
+    depth: int = 32
+    width: int = 16
+    batch_size: int = 128
 
 
 @dataclass(frozen=True)
@@ -39,18 +60,17 @@ class LongRuns:
 
     Attributes:
         name: of the data file, "exponential_lr" say.
+        settings: "paper", "small" and "tiny" -> what all runs share.
         arms: what distinguishes the runs, seeds apart.
-        settings: "paper", "small" and "tiny" -> what all runs share, a `DataSetting` of plain values.
-        train_arm: called as (arm, seed, setting, data, folder=, compile=), gives (records, diverged_at).
-        headline: the record whose last value is printed when a run is finished.
+        train_arm: called as (arm, seed, setting, data, folder=, compile=); the seed draws weights, batches and
+            augmentation, the folder is for checkpoints. Gives (name -> numbers, diverged_at).
 
     """
 
     name: str
+    settings: Mapping[str, Any]
     arms: Sequence[str]
-    settings: Mapping[str, DataSetting]
-    train_arm: TrainArm
-    headline: str = "test_accuracy"
+    train_arm: Callable[..., tuple[Mapping[str, Any], int | None]]
 
     def file(self, size: str) -> Path:
         """Where the results of a size go: below book/data, those of "tiny" below _build."""
@@ -59,16 +79,34 @@ class LongRuns:
         return Path("book", "data", f"{self.name}.json" if size == "paper" else f"{self.name}_{size}.json")
 
 
-def command_line(runs: LongRuns, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run what the arguments (by default those of the process) ask for, but for what is stored already.
+def residual_net(setting: Setting, data: Dataset, seed: int) -> nn.Module:
+    """The pre-activation ResNet of a setting for these data, on their device."""
+    size = {"in_channels": data.pixels_train.shape[1], "classes": data.classes, "seed": seed}
+    return preresnet(setting.depth, width=setting.width, **size).to(data.pixels_train.device)
 
-    Args:
-        runs: what can be run.
-        description: the text of `--help`.
-        arguments: as in a shell.
 
-    Returns:
-        0, the exit status.
+def fit(
+    net: nn.Module,
+    optimizer: Optimizer,
+    batches: Batches,
+    data: Dataset,
+    *,
+    every: int,
+    probes: Mapping[str, Probe],
+    folder: Path | None,
+    loss_fn: LossFn = cross_entropy,
+    **options: Any,
+) -> History:
+    """Train with "test_accuracy", "test_loss" and the probes read, and the run saved, every so many steps."""
+    accuracy = accuracy_on(data.x_test, data.y_test, chunk=CHUNK)
+    loss = loss_on(data.x_test, data.y_test, loss_fn, chunk=CHUNK)
+    options |= {"checkpoint": folder, "checkpoint_every": every, "every": every, "loss_fn": loss_fn}
+    always: dict[str, Probe] = {"test_accuracy": accuracy, "test_loss": loss}
+    return train(net, optimizer, batches, probes={**always, **probes}, **options)
+
+
+def command_line(runs: LongRuns, description: str, arguments: Sequence[str]) -> int:
+    """Run what the arguments of a shell ask for, but for what is stored already; gives 0, the exit status.
 
     Raises:
         SystemExit: an argument is unknown.
@@ -81,47 +119,41 @@ def command_line(runs: LongRuns, description: str, arguments: Sequence[str] | No
     out = given.out or (work / f"{runs.name}.json" if in_work else runs.file(given.size))
     setting = runs.settings[given.size]
     setting = replace(setting, dataset=given.dataset or setting.dataset)
-    have = stored.load(out)
+    have, data = stored.load(out), None
     done = {(run["arm"], run["seed"]) for run in have.runs} if have else set()
-    asked = [(arm, seed) for seed in given.seeds for arm in given.arms]
-    for arm, seed in asked:
-        if (arm, seed) in done:
-            print(f"stored before: {arm}, seed {seed}", flush=True)
-    missing = [run for run in asked if run not in done]
-    data = load(setting, given.data, given.download, given.device) if missing else None
-    for arm, seed in missing:
-        folder = work / f"{arm.replace(' ', '-').replace('/', 'by')}-{seed}"
-        compiled = "reduce-overhead" if given.compile else False
-        records, diverged_at = runs.train_arm(arm, seed, setting, data, folder=folder, compile=compiled)
-        about = {"arm": arm, "seed": seed, "diverged_at": diverged_at, "device": given.device}
-        stored.add_run(out, asdict(setting), records=records, **about)
-        last = records[runs.headline][-1]
-        print(f"{arm}, seed {seed}: {runs.headline.replace('_', ' ')} {last:.4f}", flush=True)
+    for seed in given.seeds:
+        for arm in given.arms:
+            if (arm, seed) in done:
+                print(f"stored before: {arm}, seed {seed}", flush=True)
+                continue
+            data = data or load(setting, given.data, given.download, given.device)
+            folder = work / f"{arm.replace(' ', '-').replace('/', 'by')}-{seed}"
+            compiled = "reduce-overhead" if given.compile else False
+            records, diverged_at = runs.train_arm(arm, seed, setting, data, folder=folder, compile=compiled)
+            about = {"arm": arm, "seed": seed, "diverged_at": diverged_at, "device": given.device}
+            stored.add_run(out, asdict(setting), records=records, **about)
+            print(f"{arm}, seed {seed}: test accuracy {records['test_accuracy'][-1]:.4f}", flush=True)
     return 0
 
 
 def _parser(runs: LongRuns, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", choices=list(runs.settings), default="paper", help="default: paper")
-    parser.add_argument("--data", default="data", help="folder of the data set (default: data)")
-    parser.add_argument(
-        "--dataset", default="", help="another than the size's, by its name in lab.load_dataset"
-    )
-    parser.add_argument("--download", action="store_true", help="let torchvision fetch missing files")
-    parser.add_argument("--arms", nargs="+", choices=runs.arms, default=runs.arms, metavar="ARM")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile with CUDA graphs")
-    parser.add_argument(
-        "--out", type=Path, help="the data file (default: below book/data, tiny: below _build)"
-    )
-    parser.add_argument("--work", type=Path, help="folder of checkpoints (default: below _build)")
+    text = f"{description}\n{(__doc__ or '').replace('NAME', runs.name)}"
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--size", choices=list(runs.settings), default="paper", help="default: paper")
+    add("--data", default="data", help="folder of the data set (default: data)")
+    add("--dataset", default="", help="another than the size's, by its name in lab.load_dataset")
+    add("--download", action="store_true", help="let torchvision fetch missing files")
+    add("--arms", nargs="+", choices=runs.arms, default=runs.arms, metavar="ARM")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--compile", action="store_true", help="torch.compile with CUDA graphs")
+    add("--out", type=Path, help="the data file (default: below book/data, tiny: below _build)")
+    add("--work", type=Path, help="folder of checkpoints (default: below _build)")
     return parser
 
 
-def load(setting: DataSetting, root: str, download: bool, device: str) -> Dataset:
+def load(setting: Setting, root: str, download: bool, device: str) -> Dataset:
     """The data set of a setting, on the device."""
     size = setting.image_size if setting.dataset == "image-folder" else None
     data = load_dataset(setting.dataset, root, download, device=device, image_size=size)

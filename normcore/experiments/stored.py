@@ -4,9 +4,11 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import platform
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,11 +20,18 @@ from numpy.typing import NDArray
 
 from normcore.files import atomic_write
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGE = Path(__file__).parent.parent
 """The folder of the package whose sources are fingerprinted."""
 
 DIGITS = 7
 """Significant digits of a stored number."""
+
+RUN_KEYS = {"arm", "seed", "diverged_at", "provenance", "records"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +137,7 @@ def load(path: str | Path) -> Stored | None:
     """Read a data file; None where there is none, for then nobody has run this yet.
 
     Raises:
-        ValueError: the file is not one that `add_run` wrote.
+        ValueError: the file is not one that `add_run` wrote, or not as it wrote it.
 
     """
     path = Path(path)
@@ -136,11 +145,19 @@ def load(path: str | Path) -> Stored | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Stored(content["settings"], content["runs"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = Stored(content.pop("settings"), content.pop("runs"))
+        if any(run.keys() != RUN_KEYS for run in found.runs):
+            raise ValueError("a run has not the entries of a run")
+        if content not in (
+            {},
+            {"sha256": _checksum(found.settings, found.runs)},
+        ):  # the oldest files have none
+            raise ValueError("the checksum is that of something else")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"path must be a file of stored runs, got {path.name}, which is damaged or something else"
+            f"path must be a file of stored runs, got {path.name}, which is damaged or something else: {error}"
         ) from error
+    return found
 
 
 def add_run(
@@ -155,6 +172,8 @@ def add_run(
 ) -> None:
     """Put a run into a data file, in place of the one with the same arm and seed; the file is replaced at once.
 
+    Several processes may add to one file: they wait for each other.
+
     Args:
         path: of the file, which is made where there is none.
         settings: of all runs of the file, plain values.
@@ -165,15 +184,11 @@ def add_run(
         device: on which it ran.
 
     Raises:
-        ValueError: the file holds runs with other settings.
+        ValueError: the file holds runs with other settings, or is damaged.
+        OSError: it cannot be written; what was in it is still there.
 
     """
     path, settings = Path(path), json.loads(json.dumps(dict(settings)))
-    before = load(path)
-    if before is not None and before.settings != settings:
-        names = {*before.settings, *settings}
-        differ = sorted(n for n in names if before.settings.get(n, n) != settings.get(n, n))
-        raise ValueError(f"settings must be those of {path.name}, got others for {differ}")
     run = {
         "arm": arm,
         "seed": seed,
@@ -181,10 +196,39 @@ def add_run(
         "provenance": provenance(device),
         "records": {name: [_number(v) for v in np.ravel(values)] for name, values in records.items()},
     }
-    kept = [r for r in (before.runs if before else []) if (r["arm"], r["seed"]) != (arm, seed)]
-    lines = [json.dumps(r, allow_nan=False) for r in [*kept, run]]
-    text = f'{{"settings": {json.dumps(settings)},\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
-    atomic_write(path, text)
+    with _alone_in(path.parent):
+        before = load(path)
+        if before is not None and before.settings != settings:
+            names = {*before.settings, *settings}
+            differ = sorted(n for n in names if before.settings.get(n, n) != settings.get(n, n))
+            raise ValueError(f"settings must be those of {path.name}, got others for {differ}")
+        runs = [r for r in (before.runs if before else []) if (r["arm"], r["seed"]) != (arm, seed)] + [run]
+        lines = ",\n".join(json.dumps(r, allow_nan=False) for r in runs)
+        head = f'"settings": {json.dumps(settings)},\n"sha256": "{_checksum(settings, runs)}"'
+        atomic_write(path, f'{{{head},\n"runs": [\n{lines}\n]}}\n')
+
+
+def _checksum(settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Of the values; how they are laid out in the file does not count."""
+    return hashlib.sha256(json.dumps([settings, runs], sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Within this context no other process is in it for the same folder; the lock dies with its process.
+
+    Locked is the folder itself, so that no file is left behind. Windows has no such lock: one command at a time there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _number(value: Any) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from normcore import lab
 from normcore.experiments import catapult as runs
 from normcore.experiments import stored
+from normcore.experiments.__main__ import main
 
 SHORT = replace(runs.TINY, time=60.0, readings=5, curvature_images=40, train=100, test=60)
 
@@ -93,8 +94,8 @@ def test_a_run_that_overflows_is_recorded(digits, monkeypatch):
 
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", replace(runs.RUNS, settings={**runs.RUNS.settings, "tiny": SHORT}))
-    command = ["--size", "tiny", "--device", "cpu", "--arms", "zero 3", "--seeds", "0", "1"]
-    assert runs.main([*command, "--work", str(tmp_path)]) == 0
+    command = ["catapult", "--size", "tiny", "--device", "cpu", "--arms", "zero 3", "--seeds", "0", "1"]
+    assert main([*command, "--work", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("test accuracy") == 2
     found = stored.load(tmp_path / "catapult.json")
     assert found.seeds("zero 3") == [0, 1] and found.records("zero 3", "test_accuracy").shape[0] == 2

@@ -10,9 +10,17 @@ import normcore as nc
 from normcore import lab
 from normcore.experiments import exponential_lr as runs
 from normcore.experiments import stored
+from normcore.experiments.__main__ import main
 
 EPOCH = 12
 """Steps: 1,200 digits in batches of 100."""
+
+
+def move(net, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in lab.trainable(net):
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,21 @@ def test_schedules_without_it():
     np.testing.assert_allclose(minus.log_lr - texp.log_lr, jump, atol=1e-12)
     with pytest.raises(ValueError, match="arm must be one of .*got 'sgd'"):
         runs.rates_of("sgd", setting, 3)
+
+
+def test_the_angle_of_the_first_step_of_an_epoch():
+    net = lab.mlp((64, 8, 10), dtype=torch.float64)
+    probe, expected = runs.FirstStepAngle(3), []
+    assert math.isnan(probe(net))
+    for t in range(6):
+        before = lab.direction(net)
+        probe.before_step(t, net)
+        move(net, t)
+        if t % 3 == 0:
+            expected.append(math.acos(float(before @ lab.direction(net))))
+        if t % 3 == 2:
+            assert probe(net) == pytest.approx(expected[-1], rel=1e-9)
+    assert expected[0] != expected[1]
 
 
 def test_pairs_agree_and_records_are_complete(digits):
@@ -122,20 +145,31 @@ def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
 
 
 def test_the_command_line(tmp_path, capsys):
-    command = ["--size", "tiny", "--device", "cpu", "--arms", "step decay", "texp++", "--seeds", "0"]
+    command = [
+        "exponential_lr",
+        "--size",
+        "tiny",
+        "--device",
+        "cpu",
+        "--arms",
+        "step decay",
+        "texp++",
+        "--seeds",
+        "0",
+    ]
     command += ["--work", str(tmp_path / "work")]
-    assert runs.main(command) == 0
+    assert main(command) == 0
     assert capsys.readouterr().out.count("test accuracy") == 2
     found = stored.load(tmp_path / "work" / "exponential_lr.json")
     assert found.arms == ["step decay", "texp++"] and found.settings["epochs"] == 2
     accuracies = [found.final(arm, "test_accuracy")[0] for arm in found.arms]
     assert min(accuracies) > 0.4 and abs(accuracies[0] - accuracies[1]) < 0.02
-    assert runs.main(command) == 0
+    assert main(command) == 0
     output = capsys.readouterr().out
     assert output.count("stored before") == 2 and "test accuracy" not in output
 
 
 def test_the_command_line_refuses_an_unknown_arm(capsys):
     with pytest.raises(SystemExit):
-        runs.main(["--size", "tiny", "--arms", "sgd"])
+        main(["exponential_lr", "--size", "tiny", "--arms", "sgd"])
     assert "invalid choice: 'sgd'" in capsys.readouterr().err

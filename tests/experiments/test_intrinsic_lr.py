@@ -11,6 +11,8 @@ import normcore as nc
 from normcore import lab
 from normcore.experiments import intrinsic_lr as runs
 from normcore.experiments import stored
+from normcore.experiments.__main__ import main
+from normcore.norm_dynamics.monitor import NormMonitor
 
 SHORT = replace(runs.TINY, weight_decay=0.5)  # a unit of 2 or 3 steps
 
@@ -43,6 +45,46 @@ def test_rates_of_the_arms():
     assert ends == {((1, 1, runs.FIRST), (0.1, 0, 2))}, "the pasts must end alike"
     with pytest.raises(ValueError, match="arm must be one of .*got 'adam'"):
         runs.rates_of("adam", runs.Setting())
+
+
+def move(net, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in lab.trainable(net):
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
+
+
+@pytest.fixture
+def net():
+    return lab.mlp((64, 8, 10), dtype=torch.float64)
+
+
+def test_chords_are_measured_from_a_reading(net):
+    probe, read, directions = runs.Chord(2), [], []
+    for seed in range(5):
+        read.append(probe(net))
+        directions.append(lab.direction(net))
+        move(net, seed)
+    assert np.isnan(read[:2]).all() and read[2] == 0.0
+    expected = [float((d - directions[2]).norm()) for d in directions[3:]]
+    np.testing.assert_allclose(read[3:], expected, rtol=1e-12)
+    other = runs.Chord(2)
+    other.load_state_dict(probe.state_dict())
+    assert other(net) == probe(net) > 0
+
+
+def test_readings_of_the_monitor(net):
+    optimizer = torch.optim.SGD(lab.trainable(net), lr=0.1, weight_decay=0.1)
+    probe = runs.MonitorReading(NormMonitor(optimizer))
+    assert probe(net).isnan().all() and len(probe(net)) == 3
+    for p in lab.trainable(net):
+        p.grad = torch.ones_like(p)
+    before = lab.direction(net)
+    optimizer.step()
+    rho, angle, square = probe(net).tolist()
+    assert angle == pytest.approx(math.acos(float(before @ lab.direction(net))), rel=1e-5)
+    assert rho > 0 and square > 0
+    assert "steps" in probe.state_dict()
 
 
 def test_records_against_a_loop_by_hand(digits):
@@ -120,12 +162,23 @@ def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     tiny = {**runs.RUNS.settings, "tiny": SHORT}
     monkeypatch.setattr(runs, "RUNS", replace(runs.RUNS, settings=tiny))
-    command = ["--size", "tiny", "--device", "cpu", "--arms", "base", "lr/4 wd*4", "--seeds", "0"]
+    command = [
+        "intrinsic_lr",
+        "--size",
+        "tiny",
+        "--device",
+        "cpu",
+        "--arms",
+        "base",
+        "lr/4 wd*4",
+        "--seeds",
+        "0",
+    ]
     command += ["--work", str(tmp_path / "work")]
-    assert runs.main(command) == 0
+    assert main(command) == 0
     assert capsys.readouterr().out.count("test accuracy") == 2
     found = stored.load(tmp_path / "work" / "intrinsic_lr.json")
     assert found.arms == ["base", "lr/4 wd*4"] and found.settings["weight_decay"] == 0.5
-    assert runs.main(command) == 0
+    assert main(command) == 0
     output = capsys.readouterr().out
     assert output.count("stored before") == 2 and "test accuracy" not in output

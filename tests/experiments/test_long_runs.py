@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from normcore import lab
 from normcore.experiments import stored
-from normcore.experiments.long_runs import DataSetting, LongRuns, command_line, load
+from normcore.experiments.__main__ import main
+from normcore.experiments.long_runs import LongRuns, Setting, command_line, fit, load, residual_net
 
-TINY = DataSetting("digits", train=100, test=50)
+TINY = Setting("digits", train=100, test=50)
 
 
 def counted(log, fails_at=None):
@@ -19,8 +23,8 @@ def counted(log, fails_at=None):
         log.append((arm, seed, str(folder), compile, len(data.y_train), len(data.y_test)))
         return {"test_accuracy": [0.5, 0.1 * seed]}, None
 
-    sizes = {"paper": DataSetting(), "small": DataSetting("image-folder", 16), "tiny": TINY}
-    return LongRuns("counted", ("a b/c", "d"), sizes, train_arm)
+    sizes = {"paper": Setting(), "small": Setting("image-folder", 16), "tiny": TINY}
+    return LongRuns("counted", sizes, ("a b/c", "d"), train_arm)
 
 
 def tiny(tmp_path, *more):
@@ -76,7 +80,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_the_data_of_a_setting(cifar10_folder):
-    whole = load(DataSetting("image-folder", image_size=8, train=60), str(cifar10_folder), False, "cpu")
+    whole = load(Setting("image-folder", image_size=8, train=60), str(cifar10_folder), False, "cpu")
     assert whole.pixels_train.shape == (60, 3, 8, 8) and len(whole.y_test) == 200
 
 
@@ -97,4 +101,28 @@ def test_wrong_arguments(wrong, message, capsys):
 def test_help_says_what_it_is(capsys):
     with pytest.raises(SystemExit):
         command_line(counted([]), "What these runs are.", ["--help"])
-    assert "What these runs are." in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "What these runs are." in text and "normcore.experiments counted --size tiny" in text
+
+
+def test_one_command_for_all(capsys):
+    assert main([]) == main(["texp"]) == 2 and main(["-h"]) == 0
+    assert capsys.readouterr().out.count("{exponential_lr,intrinsic_lr,catapult}") == 3
+    with pytest.raises(SystemExit):
+        main(["catapult", "--help"])
+    assert "Lewkowycz" in capsys.readouterr().out
+
+
+def test_a_fit_reads_the_test_set_and_saves(tmp_path):
+    data = lab.load_dataset("digits").subset(200, 60)
+    net = residual_net(Setting("digits", depth=8, width=4), data, seed=3)
+    optimizer, loss = torch.optim.SGD(lab.trainable(net), lr=0.1), torch.nn.MultiMarginLoss()
+    options = {"every": 3, "probes": {"norm": lab.weight_norm}, "loss_fn": loss, "folder": tmp_path}
+    history = fit(net, optimizer, data.batches(7, 32), data, **options)
+    assert history.step.tolist() == [0, 3, 6, 7] and (tmp_path / "run.pt").exists()
+    assert history["test_accuracy"][-1] == lab.accuracy_on(data.x_test, data.y_test)(net)
+    assert history["test_loss"][-1] == lab.loss_on(data.x_test, data.y_test, loss)(net)
+    assert np.isfinite(history["norm"]).all()
+    same = lab.preresnet(8, width=4, seed=3).state_dict()
+    start = residual_net(Setting("digits", depth=8, width=4), data, seed=3).state_dict()
+    assert all(torch.equal(same[name], start[name]) for name in same)

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import threading
 
+import launch
 import numpy as np
 import pytest
 
@@ -74,10 +77,95 @@ def test_mean_and_standard_error(tmp_path):
 def test_nothing_stored_is_none_and_damage_is_an_error(tmp_path):
     path = tmp_path / "runs.json"
     assert stored.load(path) is None
-    for text in ('{"settings": {}, "ru', "[1, 2]", "{}"):
+    one = '{"arm": 1, "seed": 2}'
+    for text in (
+        '{"settings": {}, "ru',
+        "[1, 2]",
+        "{}",
+        '{"settings": {}, "runs": null}',
+        '{"settings": {}, "runs": [1]}',
+        f'{{"settings": {{}}, "runs": [{one}]}}',
+        '{"settings": {}, "runs": [], "more": 1}',
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"must be a file of stored runs, got runs.json"):
             stored.load(path)
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
+    path = tmp_path / "runs.json"
+    stored.add_run(path, {"lr": 0.1}, arm="a", seed=0, records={"loss": [1.25, math.nan]}, diverged_at=1)
+    data, before, harmless = path.read_bytes(), stored.load(path), 0
+    for place in range(0, 8 * len(data), 5):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            after = stored.load(path)
+        except ValueError:
+            continue
+        harmless += 1
+        assert (after.settings, after.runs) == (before.settings, before.runs), place
+    assert harmless < len(data) / 20  # a space that became a tab
+
+
+def test_files_from_before_the_checksum_are_read_and_get_one(tmp_path):
+    path = tmp_path / "runs.json"
+    stored.add_run(path, {}, arm="a", seed=0, records={"loss": [1]})
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    stored.add_run(path, {}, arm="a", seed=1, records={"loss": [2]})
+    assert stored.load(path).seeds("a") == [0, 1] and "sha256" in json.loads(path.read_text())
+
+
+def test_two_writers_wait_for_each_other(tmp_path):
+    path, add = tmp_path / "runs.json", {"arm": "a", "seed": 0, "records": {}}
+    with stored._alone_in(tmp_path):
+        thread = threading.Thread(target=stored.add_run, args=(path, {}), kwargs=add)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not path.exists()
+    thread.join(launch.PATIENCE)
+    assert stored.load(path).seeds("a") == [0]
+
+
+WRITER = """
+import sys
+from normcore.experiments import stored
+for seed in range(15):
+    stored.add_run(sys.argv[1], {}, arm=sys.argv[2], seed=seed, records={"loss": [seed]})
+"""
+
+
+@pytest.mark.slow
+def test_two_commands_lose_no_run(tmp_path):
+    path = tmp_path / "runs.json"
+    writers = [launch.begin(["-c", WRITER, path, arm]) for arm in ("a", "b")]
+    try:
+        for writer in writers:
+            assert writer.wait(timeout=launch.PATIENCE) == 0
+    finally:
+        for writer in writers:
+            launch.end(writer)
+    found = stored.load(path)
+    assert found.seeds("a") == found.seeds("b") == list(range(15))
+
+
+def test_a_full_disk_leaves_the_runs_that_were_there(tmp_path, monkeypatch):
+    path = tmp_path / "runs.json"
+    stored.add_run(path, {}, arm="a", seed=0, records={"loss": [1]})
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            stored.add_run(path, {}, arm="a", seed=1, records={"loss": [1]})
+    assert stored.load(path).seeds("a") == [0] and list(tmp_path.iterdir()) == [path]
+    stored.add_run(path, {}, arm="a", seed=1, records={"loss": [1]})  # and nobody is locked out
+    assert stored.load(path).seeds("a") == [0, 1]
 
 
 def test_unknown_names(tmp_path):

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from normcore.checks import checked_count
 
 AUGMENT, EPOCH = 1, 2
 """What a seed is spent on, so that one seed gives unrelated draws to each."""
@@ -20,17 +22,9 @@ def generator_of(seed: int, purpose: int, t: int) -> torch.Generator:
 
 
 def windows(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int) -> Tensor:
-    """Pad the images with zeros and cut from each a window of the old size, at its own place, mirrored or not.
+    """Pad images (B, C, H, W) with zeros and cut from each a window of the old size, at its own place, mirrored or not.
 
-    Args:
-        x: (B, C, H, W) images; zero is black for pixels that are not standardised yet.
-        top: (B,) first row of each window, 0 ... 2 padding; padding leaves the rows as they are.
-        left: (B,) first column, likewise.
-        mirrored: (B,) booleans: left and right of the window change places.
-        padding: pixels added on each side.
-
-    Returns:
-        (B, C, H, W).
+    Rows and columns of the windows begin at top and left, (B,) in 0 ... 2 padding: `padding` leaves them as they are.
 
     Example:
         >>> image, here = torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor
@@ -50,19 +44,10 @@ def windows(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int
 def augment(x: Tensor, *, crop: int, flip: bool, seed: int, t: int) -> Tensor:
     """Shift each image by up to `crop` pixels each way and mirror half of them.
 
-    The usual augmentation of small photographs (`RandomCrop(size, padding=crop)`, `RandomHorizontalFlip()`),
-    with a place and a side for each image. Draws come from a CPU generator that depends on (seed, t) only: the
-    batch is the same on every device, and in a run that was resumed.
-
-    Args:
-        x: (B, C, H, W) pixels, before they are standardised: what is moved in is black.
-        crop: pixels of padding; 0 does not move the images.
-        flip: whether to mirror each image with probability 1/2.
-        seed: of the draws.
-        t: the step.
-
-    Returns:
-        (B, C, H, W).
+    The usual augmentation of small photographs (`RandomCrop(size, padding=crop)`, `RandomHorizontalFlip()`), with a
+    place and a side for each image, of pixels (B, C, H, W) before they are standardised: what is moved in is black.
+    Draws come from a CPU generator that depends on (seed, t) only: the batch is the same on every device, and in a
+    run that was resumed.
 
     Example:
         >>> x = torch.arange(1, 5, dtype=torch.uint8).reshape(1, 1, 2, 2)
@@ -81,36 +66,35 @@ BLOCK = 2**20
 """Draws with replacement are held a block at a time: 4 MiB of int32, however long the run."""
 
 
-class Draw(Protocol):
-    """Which examples are in the batch of step t: (B,) int32."""
+class Draw:
+    """Which examples are in the batch of step t, (B,) int32: row t of a table that is held a block at a time."""
 
-    batch_size: int
+    def __init__(self, count: int, batch_size: int, rows: int, seed: int, device: torch.device) -> None:
+        self.count, self.batch_size, self.rows, self.seed = count, batch_size, rows, seed
+        self.device, self._held = device, (-1, torch.empty(0))
 
     def __call__(self, t: int) -> Tensor:
         """Return the row of step t."""
-        ...
-
-
-class WithReplacement:
-    """Row t of one table `randint(count, (steps, batch_size))`, of which a block is held at a time."""
-
-    def __init__(self, count: int, batch_size: int, steps: int, seed: int, device: torch.device) -> None:
-        """Start at the seed; `steps` only keeps the table of a short run short."""
-        self.count, self.batch_size, self.device = count, batch_size, device
-        self.rows = min(steps, max(1, BLOCK // batch_size))
-        self._states = {0: torch.Generator().manual_seed(seed).get_state()}
-        self._held: tuple[int, Tensor | None] = (-1, None)
-
-    def __call__(self, t: int) -> Tensor:
-        """Draw the rows of batch t."""
         block, row = divmod(t, self.rows)
         held, table = self._held
-        if table is None or held != block:
-            table = self._table(block)
+        if held != block:
+            table = self.table(block).to(self.device)
             self._held = block, table  # in one go: threads may share the batches
         return table[row]
 
-    def _table(self, block: int) -> Tensor:
+    def table(self, block: int) -> Tensor:
+        """Draw rows block * rows, ... of the table."""
+        raise NotImplementedError
+
+
+class WithReplacement(Draw):
+    """The table is `randint(count, (steps, batch_size))`; `steps` only keeps that of a short run short."""
+
+    def __init__(self, count: int, batch_size: int, steps: int, seed: int, device: torch.device) -> None:
+        super().__init__(count, batch_size, min(steps, max(1, BLOCK // batch_size)), seed, device)
+        self._states = {0: torch.Generator().manual_seed(seed).get_state()}
+
+    def table(self, block: int) -> Tensor:
         """Draw on from the nearest block whose generator is known."""
         start = max(known for known in list(self._states) if known <= block)
         generator, shape = torch.Generator(), (self.rows, self.batch_size)
@@ -118,32 +102,25 @@ class WithReplacement:
         for known in range(start, block + 1):
             table = torch.randint(self.count, shape, generator=generator, dtype=torch.int32)
             self._states[known + 1] = generator.get_state()
-        return table.to(self.device)
+        return table
 
 
-class WithoutReplacement:
-    """A fresh permutation for each epoch; what is left over at its end is dropped."""
+class WithoutReplacement(Draw):
+    """A block is an epoch, a fresh permutation; what is left over at its end is dropped."""
 
     def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.count, self.batch_size, self.seed, self.device = count, batch_size, seed, device
-        self._held: tuple[int, Tensor | None] = (-1, None)
+        super().__init__(count, batch_size, count // batch_size, seed, device)
 
-    def __call__(self, t: int) -> Tensor:
-        """Return the examples of step t."""
-        epoch, row = divmod(t, self.count // self.batch_size)
-        held, order = self._held
-        if order is None or held != epoch:
-            generator = generator_of(self.seed, EPOCH, epoch)
-            order = torch.randperm(self.count, generator=generator, dtype=torch.int32).to(self.device)
-            self._held = epoch, order
-        return order[row * self.batch_size : (row + 1) * self.batch_size]
+    def table(self, block: int) -> Tensor:
+        """Draw the permutation of an epoch."""
+        generator = generator_of(self.seed, EPOCH, block)
+        order = torch.randperm(self.count, generator=generator, dtype=torch.int32)
+        return order[: self.rows * self.batch_size].view(self.rows, self.batch_size)
 
 
 def draw_of(labels: Tensor, steps: int, batch_size: int, seed: int, replacement: bool) -> Draw:
     """Choose from the examples of `labels`, with replacement or an epoch at a time."""
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value!r}")
+    steps, batch_size = checked_count("steps", steps), checked_count("batch_size", batch_size)
     if replacement:
         return WithReplacement(len(labels), batch_size, steps, seed, labels.device)
     if batch_size > len(labels):
@@ -180,9 +157,7 @@ class Batches(Sequence[tuple[Tensor, Tensor]]):
     flip: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a crop that means nothing."""
-        if self.crop < 0:
-            raise ValueError(f"crop must be >= 0, got {self.crop!r}")
+        checked_count("crop", self.crop, least=0)
 
     def __len__(self) -> int:
         return len(self.steps)

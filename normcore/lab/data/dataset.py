@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from normcore.checks import checked, checked_count
 from normcore.lab.data.batches import Batches, draw_of
-from normcore.lab.data.sources import mean_and_sd, read
-from normcore.lab.data.split import balanced
+from normcore.lab.data.sources import balanced, mean_and_sd, read
+
+LEAST_SEED = -(2**63)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +63,7 @@ class Dataset:
         return self.standardise(self.pixels_test)
 
     def standardise(self, pixels: Tensor) -> Tensor:
-        """Make floats of pixels: (pixel / white - mean) / sd, the same bits on every device.
-
-        Args:
-            pixels: bytes (or floats, where the set has floats) of any shape, on the device of the set.
-
-        Returns:
-            Their values, in the dtype of the set.
+        """Make floats of pixels of any shape: (pixel / white - mean) / sd, the same bits on every device.
 
         Example:
             >>> data = load_dataset("digits")
@@ -96,9 +92,6 @@ class Dataset:
             test: how many test images, likewise.
             seed: of the draw.
 
-        Returns:
-            Dataset.
-
         Raises:
             ValueError: train or test is out of range.
 
@@ -112,8 +105,9 @@ class Dataset:
             pixels, labels = getattr(self, f"pixels_{part}"), getattr(self, f"y_{part}")
             if size is None:
                 continue
-            if not 1 <= size <= len(labels):
-                raise ValueError(f"{part} must be between 1 and {len(labels)}, got {size!r}")
+            if checked_count(part, size) > len(labels):
+                raise ValueError(f"{part} must be <= {len(labels)}, got {size!r}")
+            seed = checked_count("seed", seed, least=LEAST_SEED)
             chosen = balanced(labels.cpu(), size, seed).to(labels.device)
             kept |= {f"pixels_{part}": pixels[chosen], f"y_{part}": labels[chosen]}
         return replace(self, **kept)  # type: ignore[arg-type]
@@ -161,6 +155,7 @@ class Dataset:
         if (crop or flip) and self.pixels_train.ndim != 4:
             shape = tuple(self.pixels_train.shape[1:])
             raise ValueError(f"crop and flip need images (C, H, W), got examples of shape {shape}")
+        seed = checked_count("seed", seed, least=LEAST_SEED)
         draw = draw_of(self.y_train, steps, batch_size, seed, replacement)
         parts = (self.pixels_train, self.y_train, self.standardise, draw)
         return Batches(*parts, steps=range(steps), seed=seed, crop=crop, flip=flip)
@@ -242,11 +237,10 @@ def noisy_labels(y: Tensor, fraction: float, *, classes: int = 10, seed: int = 0
         True
 
     """
-    if not 0 <= fraction <= 1:
+    if checked("fraction", fraction, least=0.0) > 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
-    if classes < 1:
-        raise ValueError(f"classes must be >= 1, got {classes!r}")
-    generator = torch.Generator().manual_seed(seed)
+    checked_count("classes", classes)
+    generator = torch.Generator().manual_seed(checked_count("seed", seed, least=LEAST_SEED))
     chosen = torch.randperm(len(y), generator=generator)[: int(fraction * len(y))]
     drawn = torch.randint(classes, (len(chosen),), generator=generator)
     noisy = y.clone()

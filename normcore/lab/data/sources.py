@@ -1,4 +1,4 @@
-"""Where the data sets come from: one function each, all to the same raw form."""
+"""Where the data sets come from, one function each, all to the same raw form; and balanced choices of examples."""
 
 import math
 import random
@@ -11,8 +11,6 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
-
-from normcore.lab.data.split import first_share
 
 DIGITS_TRAIN = 1200
 """Of the 1,797 digits; the other 597 are the test set."""
@@ -178,3 +176,45 @@ def mean_and_sd(pixels: Tensor, white: int) -> tuple[float, float]:
     values, total = torch.arange(256, dtype=torch.float64) / white, len(pixels) * pixels[0].numel()
     mean = float(counts @ values) / total
     return mean, math.sqrt(float(counts @ (values - mean) ** 2) / (total - 1))
+
+
+def rank_in_class(labels: Tensor) -> Tensor:
+    """Count, for each example of (N,) labels >= 0, those of its class that come before it: (N,) int64.
+
+    Example:
+        >>> rank_in_class(torch.tensor([7, 7, 0, 7])).tolist()
+        [0, 1, 0, 2]
+
+    """
+    order, counts = labels.argsort(stable=True), labels.bincount()
+    first = counts.cumsum(0) - counts
+    rank = torch.empty_like(labels)
+    rank[order] = torch.arange(len(labels)) - first[labels[order]]
+    return rank
+
+
+def balanced(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Draw `size` examples at random, as many of each class as can be: (size,) indices.
+
+    A round takes one of each class that has any left; the last round may be cut short. For the same seed, a
+    smaller draw is the beginning of a larger one.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+        >>> labels[balanced(labels, 6, seed=0)].bincount().tolist()
+        [4, 2]
+
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return order[rank_in_class(labels[order]).argsort(stable=True)[:size]]
+
+
+def first_share(labels: Tensor, share: int) -> Tensor:
+    """Mark the first 1/share of each class, rounded down: (N,) booleans.
+
+    Example:
+        >>> first_share(torch.tensor([0, 0, 1, 0, 0]), 2).tolist()
+        [True, True, False, False, False]
+
+    """
+    return rank_in_class(labels) < labels.bincount()[labels] // share

@@ -1,20 +1,39 @@
 """The parts that small nets share: weights, norms and activations by name."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from normcore.checks import checked, checked_count
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within this context tensors are made and drawn on the processor, from `seed`, whatever the default device.
+
+    Afterwards every generator is where it was. (torch.manual_seed would also start those of all GPUs anew.)
+    """
+    generator = torch.Generator().manual_seed(checked_count("seed", seed, least=-(2**63)))
+    state = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_rng_state(state)
+
 
 def make_head(features: int, classes: int, kind: str) -> nn.Linear:
-    """Make the last layer, without bias: N(0, 1/fan_in) weights, frozen or trained, or a frozen frame.
+    """Make the last layer, without bias: N(0, 1/features) weights, "frozen" or "trained", or a frozen frame, "etf".
 
-    Each row has (expected) length 1. The kinds are "frozen", "trained" and "etf", see `simplex_frame`, whose weights are
-    float64 until the net takes its dtype.
+    Each row has (expected) length 1. The weights of a frame (`simplex_frame`) are float64 until the net takes its dtype.
     """
-    head = nn.Linear(features, classes, bias=False)
+    head = nn.Linear(features, checked_count("classes", classes), bias=False)
     nn.init.normal_(head.weight, std=features**-0.5)
     if kind == "etf":
         head.weight = nn.Parameter(simplex_frame(classes, features))
@@ -23,19 +42,10 @@ def make_head(features: int, classes: int, kind: str) -> nn.Linear:
 
 
 def simplex_frame(classes: int, features: int) -> Tensor:
-    """Draw a simplex equiangular tight frame in a random position, float64, from torch's generator.
+    """Draw a simplex equiangular tight frame M, (classes, features) in float64, in a random position.
 
-    The K rows have length 1 and the same angle between any two: M M' = K/(K-1) (I - 11'/K).
-
-    Args:
-        classes: K, >= 2.
-        features: >= K - 1.
-
-    Returns:
-        M, (classes, features).
-
-    Raises:
-        ValueError: there are too few classes or features.
+    The K >= 2 rows have length 1 and the same angle between any two: M M' = K/(K-1) (I - 11'/K). That takes at least
+    K - 1 features; fewer are a ValueError.
 
     Example:
         >>> frame = simplex_frame(3, 5)
@@ -77,36 +87,28 @@ VARIANCES = {"relu": 0.5 - 0.5 / math.pi, "leaky_relu": 0.52 - 0.32 / math.pi, "
 """The variance of each activation of N(0, 1): standardised weights divide by its root."""
 
 
-class StandardisedLinear(nn.Linear):
-    """A linear layer that standardises each unit's weights in its forward pass."""
+class Standardised:
+    """Standardises the weights of each unit or filter in the forward pass of the layer that it is mixed into."""
 
     eps, gain = 0.0, 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         """The layer's output."""
-        return F.linear(x, standardised(self.weight, self.eps, self.gain))
-
-
-class StandardisedConv1d(nn.Conv1d):
-    """A 1-d convolution that standardises each filter's weights in its forward pass."""
-
-    eps, gain = 0.0, 1.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        out: Tensor = self._conv_forward(x, standardised(self.weight, self.eps, self.gain), None)
+        weight = standardised(self.weight, self.eps, self.gain)
+        out: Tensor = F.linear(x, weight) if self.weight.ndim == 2 else self._conv_forward(x, weight, None)
         return out
 
 
-class StandardisedConv2d(nn.Conv2d):
-    """A 2-d convolution that standardises each filter's weights in its forward pass."""
+class StandardisedLinear(Standardised, nn.Linear):
+    """A linear layer with standardised weights."""
 
-    eps, gain = 0.0, 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        out: Tensor = self._conv_forward(x, standardised(self.weight, self.eps, self.gain), None)
-        return out
+class StandardisedConv1d(Standardised, nn.Conv1d):
+    """A 1-d convolution with standardised weights."""
+
+
+class StandardisedConv2d(Standardised, nn.Conv2d):
+    """A 2-d convolution with standardised weights."""
 
 
 WEIGHTS = {
@@ -135,16 +137,9 @@ class Affine(nn.Module):
 def standardised(weight: Tensor, eps: float = 0.0, gain: float = 1.0) -> Tensor:
     """Standardise each filter: gain/sqrt(fan_in) * (w - mean(w)) / sqrt(var(w) + eps).
 
-    Mean and (biased) variance run over the fan_in weights of one output. The constant 1/sqrt(fan_in)
-    keeps the size of the signal, which nothing else in the net would.
-
-    Args:
-        weight: (outputs, inputs, ...).
-        eps: added to the variance; 0 gives nan for a filter of equal weights.
-        gain: a constant factor.
-
-    Returns:
-        A tensor of the same shape, invariant under scaling of each filter (with eps = 0).
+    Mean and (biased) variance run over the fan_in weights of one output of (outputs, inputs, ...). The constant
+    1/sqrt(fan_in) keeps the size of the signal, which nothing else in the net would. With eps = 0 the result is
+    invariant under scaling of each filter, and nan for a filter of equal weights.
 
     Example:
         >>> standardised(torch.tensor([[1.0, 3.0, 5.0, 7.0]]) * 10, gain=math.sqrt(20)).round(decimals=4)
@@ -171,22 +166,17 @@ def weight_layer(
     activation: str = "relu",
     eps: float = 0.0,
 ) -> nn.Module:
-    """Make a linear layer or a convolution, without bias, its weights standardised if norm says so.
+    """Make a linear layer (dims 0) or a convolution of signals (1) or images (2), without bias.
 
-    Args:
-        norm: the net's; only "weight-standardised" matters here.
-        dims: 0 for features, 1 for signals, 2 for images.
-        fan_in: input features or channels.
-        width: output features or channels.
-        kernel: odd size of the convolution, padded so as to keep the size of the signal.
-        stride: of the convolution.
-        activation: of the net; sets the constant factor of standardised weights.
-        eps: of the standardisation.
+    The convolution is padded so as to keep the size of the signal. `norm` is the net's: with "weight-standardised" the
+    weights are standardised, with `eps`, and the activation of the net sets their constant factor.
 
     Raises:
         ValueError: there are fewer than two weights to standardise, or the kernel is even.
 
     """
+    for name, value in (("input size", fan_in), ("width", width), ("kernel", kernel), ("stride", stride)):
+        checked_count(name, value)
     if kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, got {kernel}")
     standardise = norm == WEIGHT_STANDARDISED
@@ -201,15 +191,10 @@ def weight_layer(
 
 
 def norm_layer(kind: str, channels: int, *, dims: int, affine: bool, eps: float) -> nn.Module:
-    """Make a normalization layer by name.
+    """Make a normalization layer by name, for inputs (N, C) (dims 0), (N, C, L) (1) or (N, C, H, W) (2).
 
-    Args:
-        kind: "batch", "group" (up to four groups), "layer", "instance" (not for features), or
-            "weight-standardised" and "none", which leave the signal as it is.
-        channels: features, or channels of a signal or an image.
-        dims: of the input: 0 for (N, C), 1 for (N, C, L), 2 for (N, C, H, W).
-        affine: whether it has a gain and a bias, which are trained.
-        eps: added to the variance.
+    The kinds are "batch", "group" (up to four groups), "layer", "instance" (not for features), and "weight-standardised"
+    and "none", which leave the signal as it is. `affine` gives it a gain and a bias, which are trained.
 
     Raises:
         ValueError: the kind is unknown.
@@ -233,23 +218,16 @@ def norm_layer(kind: str, channels: int, *, dims: int, affine: bool, eps: float)
     raise ValueError(f"norm must be {known}, got {kind!r}")
 
 
-def smallest_eps(norm: str, dtype: torch.dtype) -> float:
-    """The smallest eps torch takes: the smallest normal number for batch and instance norm, 0 otherwise.
-
-    With eps = 0 a sample that is constant everywhere gives nan: 0 divided by 0.
-
-    Raises:
-        ValueError: the dtype is neither float32 nor float64.
-
-    """
-    if dtype not in SMALLEST_EPS:
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    return SMALLEST_EPS[dtype] if norm in ("batch", "instance") else 0.0
-
-
-def check_names(head: str, activation: str) -> None:
-    """Refuse unknown names."""
+def checked_eps(
+    eps: float | None, norm: str, dtype: torch.dtype, head: str, activation: str = "relu"
+) -> float:
+    """Refuse unknown names; the eps, by default the smallest torch takes: a tiny one for batch and instance norm, 0 for others."""
     if head not in ("frozen", "etf", "trained"):
         raise ValueError(f"head must be 'frozen', 'etf' or 'trained', got {head!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    if dtype not in SMALLEST_EPS:
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    if eps is None:
+        return SMALLEST_EPS[dtype] if norm in ("batch", "instance") else 0.0
+    return float(checked("eps", eps, least=0.0))

@@ -12,14 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normcore.lab.nets.layers import (
-    ACTIVATIONS,
-    check_names,
-    make_head,
-    norm_layer,
-    smallest_eps,
-    weight_layer,
-)
+from normcore.lab.nets.layers import ACTIVATIONS, checked_eps, make_head, norm_layer, seeded, weight_layer
 
 
 def mlp(
@@ -55,14 +48,11 @@ def mlp(
         [(16, 64)]
 
     """
-    check_names(head, activation)
+    eps = checked_eps(eps, norm, dtype, head, activation)
     if len(sizes) < 3:
         raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {tuple(sizes)}")
-    eps = smallest_eps(norm, dtype) if eps is None else eps
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        shapes = itertools.pairwise(sizes[:-1])
-        layers = _layers(norm, 0, shapes, activation=activation, affine=affine, eps=eps)
+    with seeded(seed):
+        layers = _layers(norm, 0, itertools.pairwise(sizes[:-1]), activation, affine, eps)
         return nn.Sequential(nn.Flatten(), *layers, make_head(sizes[-2], sizes[-1], head)).to(dtype)
 
 
@@ -107,13 +97,7 @@ def cnn1d(channels: Sequence[int] = (16, 32, 32), *, in_channels: int = 1, **opt
 
 
 def _layers(
-    norm: str,
-    dims: int,
-    shapes: Iterable[tuple[int, ...]],
-    *,
-    activation: str,
-    affine: bool,
-    eps: float,
+    norm: str, dims: int, shapes: Iterable[tuple[int, ...]], activation: str, affine: bool, eps: float
 ) -> list[nn.Module]:
     """Weights, norm and activation for each shape: (fan_in, width), then kernel and stride if any."""
     layers: list[nn.Module] = []
@@ -143,16 +127,13 @@ def _conv_net(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
     """The layers of a convolutional net, for images or for signals."""
-    check_names(head, activation)
+    eps = checked_eps(eps, norm, dtype, head, activation)
     strides = [1] + [2] * (len(channels) - 1) if strides is None else strides
     if not channels or len(strides) != len(channels):
         raise ValueError(f"strides must hold one for each of {len(channels)} channels, got {strides}")
-    eps = smallest_eps(norm, dtype) if eps is None else eps
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inputs = [in_channels, *channels[:-1]]
-        kernels = [kernel] * len(channels)
+    with seeded(seed):
+        inputs, kernels = [in_channels, *channels[:-1]], [kernel] * len(channels)
         shapes = zip(inputs, channels, kernels, strides, strict=True)
-        layers = _layers(norm, dims, shapes, activation=activation, affine=affine, eps=eps)
+        layers = _layers(norm, dims, shapes, activation, affine, eps)
         pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
         return nn.Sequential(*layers, pool, nn.Flatten(), make_head(channels[-1], classes, head)).to(dtype)

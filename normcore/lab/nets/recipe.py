@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,31 +119,21 @@ def _measure(model: nn.Module, inputs: Tensor, seed: int) -> tuple[float, tuple[
     return worst, tuple(name for name, value in alone.items() if value > TOLERANCE)
 
 
-@contextmanager
-def _cut_at_norms(model: nn.Module, into: list[Tensor]) -> Iterator[None]:
-    """Within this context norm layers hand on detached outputs, and what they are given is kept."""
-
-    def before(module: nn.Module, args: Any) -> None:
-        into.extend(tensors_in(args))
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return output.detach()
-
-    norms = [module for module in model.modules() if isinstance(module, NORM_LAYERS)]
-    handles = [module.register_forward_pre_hook(before) for module in norms]
-    handles += [module.register_forward_hook(after) for module in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _arrivals(model: nn.Module, inputs: Any) -> tuple[set[str], set[str]]:
     """Names of the trained tensors that arrive at the output past every norm, and at a norm past the others."""
     into: list[Tensor] = []
-    with torch.enable_grad(), _cut_at_norms(model, into):
-        output = tensors_in(model(inputs))
+
+    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+        into.extend(tensors_in(args))
+        return output.detach()
+
+    handles = [m.register_forward_hook(cut) for m in model.modules() if isinstance(m, NORM_LAYERS)]
+    try:
+        with torch.enable_grad():
+            output = tensors_in(model(inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
     trained = trained_by_name(model)
     return _sources(output, trained), _sources(into, trained)
 

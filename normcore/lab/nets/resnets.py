@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.lab.nets.layers import check_names, make_head, norm_layer, smallest_eps, weight_layer
+from normcore.lab.nets.layers import checked_eps, make_head, norm_layer, seeded, weight_layer
 
 MakeNorm = Callable[[int], nn.Module]
 MakeConv = Callable[[int, int, int, int], nn.Module]
@@ -123,8 +123,7 @@ def _residual_net(
 ) -> nn.Sequential:
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth!r}")
-    check_names(head, "relu")
-    small = smallest_eps(norm, dtype) if eps is None else eps
+    small = checked_eps(eps, norm, dtype, head)
     pre = block is PreActivationBlock
 
     def make_norm(channels: int) -> nn.Module:
@@ -133,8 +132,7 @@ def _residual_net(
     def make_conv(*shape: int) -> nn.Module:
         return weight_layer(norm, 2, *shape, eps=small)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         layers: list[nn.Module] = [make_conv(in_channels, width, 3, 1)]
         layers += [] if pre else [make_norm(width), nn.ReLU()]
         fan_in = width

@@ -1,5 +1,7 @@
-"""What a run records, and the recorder that fills it."""
+"""What a run records, the recorder that fills it, and what a sweep of runs gives."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,31 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normcore.lab.training.processes import mean_over_ranks
+
 Probe = Callable[[nn.Module], Tensor | float]
+
+MOST_WAITING = 1000
+"""Losses that stay on a GPU at most: whoever reads one waits for the device."""
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Losses and the readings of probes.
-
-    Attributes:
-        loss: (T,) loss at each step, before the step.
-        step: the steps t before which the probes were read; the last reading follows the last step.
-        records: probe name -> array whose first axis runs over `step`; `record["name"]` is short.
-
-    """
+    """Losses, and the readings of probes at some steps: `record["name"]` is that of a probe. See `History`."""
 
     loss: NDArray[np.float64]
     step: NDArray[np.int64]
     records: Mapping[str, NDArray[np.float64]]
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
-        """The record of a probe.
-
-        Raises:
-            KeyError: there is no probe of that name.
-
-        """
+        """The record of a probe; KeyError where there is none of that name."""
         if name not in self.records:
             raise KeyError(f"no probe named {name!r}; the run recorded {sorted(self.records)}")
         return self.records[name]
@@ -41,13 +36,13 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class History(Record):
-    """What a run recorded.
+    """What a run recorded, and where it diverged.
 
     Attributes:
         loss: (T,) batch loss at each step, before the step.
         step: the steps t before which the probes were read; the last reading follows the last step.
         records: probe name -> array whose first axis runs over `step`; `history["name"]` is short.
-        diverged_at: the first step with a non-finite loss, at which the run stopped, or None.
+        diverged_at: the first step whose loss is not finite, or None; losses and readings are nan from there.
 
     """
 
@@ -55,12 +50,29 @@ class History(Record):
 
 
 class Recorder:
-    """Keeps the losses, and reads the probes at most once for each t."""
+    """Keeps the losses, on the device until somebody needs them, and reads the probes at most once for each t."""
 
     def __init__(self, model: nn.Module, probes: Mapping[str, Probe]) -> None:
         self.model, self.probes = model, probes
-        self.losses, self.steps = list[float](), list[int]()
+        self.losses, self.steps, self.waiting = list[float](), list[int](), list[Tensor]()
         self.readings: dict[str, list[NDArray[np.float64]]] = {name: [] for name in probes}
+        self.diverged_at: int | None = None
+
+    def note(self, loss: Tensor) -> bool:
+        """Take the loss of the next step; whether the run is known to have diverged, at once on a processor."""
+        self.waiting.append(loss.detach().clone())  # a CUDA graph may write the next one to the same place
+        return (loss.device.type == "cpu" or len(self.waiting) >= MOST_WAITING) and self.diverged()
+
+    def diverged(self) -> bool:
+        """Look at the losses that are still on the device; whether one of all was not finite."""
+        if self.waiting:
+            found = mean_over_ranks(torch.stack(self.waiting)).flatten().tolist()
+            bad = [i for i, loss in enumerate(found) if not math.isfinite(loss)]
+            if bad and self.diverged_at is None:
+                self.diverged_at = len(self.losses) + bad[0]
+            self.losses += found
+            self.waiting = []
+        return self.diverged_at is not None
 
     def read(self, t: int) -> None:
         """Read every probe, unless that was done for this t."""
@@ -72,15 +84,21 @@ class Recorder:
             array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value
             self.readings[name].append(np.array(array, dtype=np.float64))
 
-    def history(self, diverged_at: int | None) -> History:
-        """Everything as arrays."""
-        records = {name: np.stack(values) for name, values in self.readings.items() if values}
-        return History(np.array(self.losses), np.array(self.steps), records, diverged_at)
+    def history(self, steps: int, every: int) -> History:
+        """Everything as arrays, nan from the step of divergence on."""
+        end = math.inf if self.diverged_at is None else self.diverged_at
+        step = np.array([*range(0, steps, every), steps])
+        loss = np.where(np.arange(steps) < end, _filled(self.losses, steps), np.nan)
+        records = {name: _filled(values, len(step)) for name, values in self.readings.items() if values}
+        for values in records.values():
+            values[step >= end] = np.nan
+        return History(loss, step, records, self.diverged_at)
 
     def state_dict(self) -> dict[str, Any]:
         """Losses, readings and the state of the probes that have one, for a checkpoint."""
         return {
             "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "diverged_at": self.diverged_at,
             "steps": list(self.steps),
             "readings": {n: torch.tensor(np.array(values)) for n, values in self.readings.items()},
             "probes": {n: p.state_dict() for n, p in self.probes.items() if hasattr(p, "state_dict")},
@@ -89,6 +107,52 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.losses, self.steps = state["losses"].tolist(), list(state["steps"])
+        self.diverged_at = state["diverged_at"]
         self.readings = {name: list(values.numpy()) for name, values in state["readings"].items()}
         for name, saved in state["probes"].items():
             getattr(self.probes[name], "load_state_dict")(saved)  # noqa: B009  # a Probe need not have one
+
+
+def _filled(values: list[Any], length: int) -> NDArray[np.float64]:
+    """The first values as an array of that length, with nan behind them."""
+    known = np.array(values[:length], dtype=np.float64)
+    return np.concatenate([known, np.full((length - len(known), *known.shape[1:]), np.nan)])
+
+
+@dataclass(frozen=True, eq=False)
+class CellResult:
+    """What came of a cell: "done", "diverged" (its result `diverged_at` is a step), "raised" or "lost" (killed)."""
+
+    cell: Mapping[str, Any]
+    status: str
+    results: Mapping[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The results of a sweep in the order of its cells: `sweep[3]` is one, `sweep["loss"]` an array over all."""
+
+    cells: list[CellResult]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __repr__(self) -> str:
+        counts = Counter(result.status for result in self.cells)
+        return f"Sweep({', '.join(f'{n} {status}' for status, n in sorted(counts.items())) or 'no cells'})"
+
+    def where(self, **settings: Any) -> "Sweep":
+        """The cells that have all these settings."""
+        return Sweep([r for r in self.cells if all(r.cell.get(k) == v for k, v in settings.items())])
+
+    def __getitem__(self, item: int | str) -> "CellResult | NDArray[Any]":
+        """A cell, or one result (nan where a cell has none) or setting of all; KeyError where no cell has it."""
+        if isinstance(item, int):
+            return self.cells[item]
+        found = [result.results.get(item, result.cell.get(item)) for result in self.cells]
+        there = [np.asarray(value) for value in found if value is not None]
+        if not there:
+            errors = "".join(f"; {result.error}" for result in self.cells if result.error)
+            raise KeyError(f"no cell has a result or setting {item!r}{errors[:300]}")
+        return np.stack([np.full(there[0].shape, np.nan) if v is None else np.asarray(v) for v in found])

@@ -1,25 +1,34 @@
-"""One training loop for all experiments."""
+"""One training loop for all experiments, and runs in pairs that theory calls equal.
 
-import math
+Two runs that agree in exact arithmetic drift apart in floats: training amplifies the rounding of the first steps. How
+fast is measured by a twin, the same run started one rounding error away.
+"""
+
+import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from normcore.checks import checked, checked_count
 from normcore.equivalence.optimizer import ExpLR, follow
 from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.lab.training.checkpoint import RunState
 from normcore.lab.training.history import History, Probe, Recorder
-from normcore.lab.training.processes import is_main, mean_over_ranks
+from normcore.lab.training.probes import direction, trainable
+from normcore.lab.training.processes import is_main
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def train(
@@ -27,7 +36,7 @@ def train(
     optimizer: Optimizer,
     batches: Batches,
     *,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    loss_fn: LossFn = cross_entropy,
     schedule: EquivalentSchedule | None = None,
     before_step: Callable[[int], None] | None = None,
     scheduler: Any = None,
@@ -43,13 +52,20 @@ def train(
 ) -> History:
     """Train on the given batches, one step each, and record probes.
 
+    A loss that is not finite ends the run and is its result: `diverged_at` is the step, losses and readings are nan from
+    there, nothing is raised. On a processor the weights are then those before that step. A GPU is never waited for
+    between readings (and saves), so there the loss is found at the next one, at the latest after 1,000 steps: the
+    step is exact, but the weights have gone on with what came of it, and mean nothing.
+
     Under `torchrun` it is the same call: wrap the model and share out the batches with
     `normcore.lab.training.processes`. Losses are then means over the processes, and the first one saves.
 
-    With `checkpoint` the run saves itself as it goes, and the same call, made again after a kill at any
-    moment, goes on from the last save to the same bits: model, optimizer, scheduler, ExpLR, records and
-    torch's generators are all in it. A finished run returns its record at once, and a longer list of batches
-    extends it (a schedule is part of the run and must stay the same). Checkpoints of sharded (FSDP) models are not written here.
+    With `checkpoint` the run saves itself as it goes, and the same call, made again after a kill at any moment, goes on
+    from the last save to the same bits (on a GPU if its algorithms are deterministic): model, optimizer, scheduler,
+    ExpLR, records and torch's generators are all in it. A finished run returns its record at once, and a longer list of
+    batches extends it. The folder of another run is refused; a run is known by its starting weights, options, schedule
+    and scheduler, by the code of loss_fn, probes and before_step with what the first two hold, by autocast and every,
+    and by batches 0, 1, 2, 4, 8, ... Checkpoints of sharded (FSDP) models are not written here.
 
     Args:
         model: trained in place, in the mode it is in.
@@ -71,11 +87,13 @@ def train(
         progress: whether to show a bar; by default on a terminal, for runs longer than 2 seconds.
 
     Returns:
-        History. A non-finite loss ends the run and is recorded as `diverged_at`.
+        History.
 
     Raises:
-        ValueError: every or checkpoint_every is below 1, the schedule is shorter than the batches, or the
-            checkpoint folder holds only files that are damaged or belong to another run.
+        TypeError: every or checkpoint_every is not an integer.
+        ValueError: one of them is below 1, the schedule is shorter than the batches, or the checkpoint is damaged, that
+            of another run, or longer than the batches.
+        OSError: a checkpoint cannot be written; the last one is still there.
 
     Example:
         >>> from normcore.lab import load_dataset, mlp, trainable, weight_norm
@@ -87,25 +105,37 @@ def train(
         (30, 31, True)
 
     """
-    _check(len(batches), every, checkpoint_every, schedule)
-    recorder, start, diverged_at = Recorder(model, probes or {}), 0, None
+    steps, every = len(batches), checked_count("every", every)
+    checkpoint_every = checked_count("checkpoint_every", checkpoint_every)
+    if schedule is not None and schedule.steps < steps:
+        need = f"at least {steps} steps, one for each batch"
+        raise ValueError(f"schedule must have {need}, got {schedule.steps}")
+    recorder, saved, start = Recorder(model, probes or {}), None, 0
     forward = _forward(model, channels_last, compile)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "exp_lr": exp_lr}
-    saved = None if checkpoint is None else RunState(checkpoint, parts, recorder, _first(batches), schedule)
-    if saved is not None:
-        start, diverged_at = saved.restore()
-    for t in _bar(range(start, len(batches) if diverged_at is None else start), progress):
-        if t % every == 0:
+    if checkpoint is not None:
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "exp_lr": exp_lr}
+        others = {
+            "schedule": None if schedule is None else schedule.log_lr,
+            "loss_fn": loss_fn,
+            "before_step": getattr(before_step, "__code__", None),
+            "autocast": autocast,
+            "every": every,
+        }
+        saved = RunState(checkpoint, parts, recorder, batches, others)
+        start = saved.restore()
+    for t in _bar(range(start, steps if recorder.diverged_at is None else start), progress):
+        due, saving = t % every == 0, saved if t > start and t % checkpoint_every == 0 else None
+        if (due or saving is not None) and recorder.diverged():
+            break
+        if due:
             recorder.read(t)
-        if saved is not None and t > start and t % checkpoint_every == 0:
-            saved.save(t)
+        if saving is not None:
+            saving.save(t)
         x, y = batches[t]
         optimizer.zero_grad()
         with _precision(x, autocast):
             loss = loss_fn(forward(_as_trained(x, channels_last)), y)
-        recorder.losses.append(float(mean_over_ranks(loss.detach())))
-        if not math.isfinite(recorder.losses[-1]):
-            diverged_at = t
+        if recorder.note(loss):
             break
         loss.backward()
         if schedule is not None:
@@ -115,25 +145,13 @@ def train(
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-    end = len(batches) if diverged_at is None else diverged_at
-    if saved is not None and start < end:
-        saved.save(end, diverged_at)
-    recorder.read(end)
-    return recorder.history(diverged_at)
-
-
-def _check(steps: int, every: int, checkpoint_every: int, schedule: EquivalentSchedule | None) -> None:
-    for name, value in (("every", every), ("checkpoint_every", checkpoint_every)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value!r}")
-    if schedule is not None and schedule.steps < steps:
-        need = f"at least {steps} steps, one for each batch"
-        raise ValueError(f"schedule must have {need}, got {schedule.steps}")
-
-
-def _first(batches: Batches) -> tuple[Tensor, Tensor] | None:
-    """The first batch, where there is one."""
-    return batches[0] if len(batches) else None
+    recorder.diverged()  # looks at the last losses
+    end = steps if recorder.diverged_at is None else recorder.diverged_at
+    if saved is not None and end > start:
+        saved.save(end)
+    if recorder.diverged_at is None:
+        recorder.read(steps)
+    return recorder.history(steps, every)
 
 
 def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Callable[[Tensor], Tensor]:
@@ -158,13 +176,126 @@ def _precision(x: Tensor, autocast: torch.dtype | None) -> AbstractContextManage
 
 def _bar(steps: range, progress: bool | None) -> Iterable[int]:
     """The steps behind a progress bar that stays silent in notebooks, short runs and helper processes."""
-    shown = sys.stderr.isatty() if progress is None else progress
-    bar: Iterable[int] = tqdm(
-        steps,
-        initial=steps.start,
-        total=steps.stop,
-        disable=not (shown and is_main()),
-        leave=False,
-        delay=2.0 if progress is None else 0.0,
-    )
+    shown = (sys.stderr.isatty() if progress is None else progress) and is_main()
+    look: dict[str, Any] = {"leave": False, "delay": 2.0 if progress is None else 0.0}
+    bar: Iterable[int] = tqdm(steps, initial=steps.start, total=steps.stop, disable=not shown, **look)
     return bar
+
+
+def at_each_step(optimizer: Optimizer, **options: NDArray[np.float64]) -> Callable[[int], None]:
+    """Make a `before_step` for `train` that sets options of the first group to entry t of their arrays."""
+    return lambda t: optimizer.param_groups[0].update({name: float(v[t]) for name, v in options.items()})
+
+
+def run(
+    net: nn.Module | Callable[[], nn.Module],
+    batches: Batches,
+    *,
+    lr: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
+    momentum: ArrayLike = 0.0,
+    nesterov: bool = False,
+    dampening: float = 0.0,
+    schedule: EquivalentSchedule | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    every: int = 1,
+    loss_fn: LossFn = cross_entropy,
+) -> History:
+    """Train a copy of a net with stock SGD, at given rates and decays or along a schedule.
+
+    Convention: torch's SGD, decay coupled; entry t of an array belongs to the step from t to t+1.
+
+    Args:
+        net: the starting point, which is not changed, or a function that makes one.
+        batches: one for each step.
+        lr: float or (T,); left out with `schedule`.
+        weight_decay: float or (T,); left out with `schedule`.
+        momentum: float or (T,); left out with `schedule`, which has its own.
+        nesterov: torch's Nesterov step, of the original run where there is a schedule.
+        dampening: of the momentum buffer, likewise. torch applies none in the step that creates
+            the buffer, so a matching schedule is made with 0 there.
+        schedule: run without weight decay along this.
+        probes: as in `train`; by default {"direction": direction}.
+        every: steps between readings.
+        loss_fn: of (model(x), y).
+
+    Returns:
+        History.
+
+    Raises:
+        ValueError: neither or both of lr and schedule, an array of the wrong length, a number that is not finite, or no
+            batches.
+
+    Example:
+        >>> import normcore as nc
+        >>> from normcore.lab import load_dataset, max_gap, mlp
+        >>> net = mlp((64, 16, 10), dtype=torch.float64)
+        >>> batches = load_dataset("digits", dtype=torch.float64).batches(20, 32)
+        >>> decay = run(net, batches, lr=0.1, weight_decay=0.01)
+        >>> free = run(net, batches, schedule=nc.exponential_lr(0.1, 0.01, steps=20))
+        >>> max_gap(decay["direction"], free["direction"]) < 1e-12
+        True
+
+    """
+    given = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+    values = _for_each_step(given, len(batches), schedule)
+    model = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    optimizer = torch.optim.SGD(
+        trainable(model),
+        lr=float(values["lr"][0]),
+        momentum=float(values["momentum"].max()),  # torch refuses nesterov without
+        weight_decay=float(values["weight_decay"][0]),
+        nesterov=nesterov,
+        dampening=dampening,
+    )
+    return train(
+        model,
+        optimizer,
+        batches,
+        loss_fn=loss_fn,
+        schedule=schedule,
+        before_step=at_each_step(optimizer, **values) if schedule is None else None,
+        probes={"direction": direction} if probes is None else probes,
+        every=every,
+    )
+
+
+def _for_each_step(
+    given: Mapping[str, ArrayLike | None], steps: int, schedule: EquivalentSchedule | None
+) -> dict[str, NDArray[np.float64]]:
+    """One value of each option for each step."""
+    if not steps:
+        raise ValueError("batches must hold at least one, got none")
+    if schedule is not None:
+        excess = [name for name, value in given.items() if value is not None and np.any(value)]
+        if excess:
+            raise ValueError(f"{', '.join(excess)} must be left out: the schedule sets it")
+        return {"lr": np.zeros(1), "weight_decay": np.zeros(1), "momentum": schedule.momentum}
+    if given["lr"] is None:
+        raise ValueError("lr must be given where there is no schedule")
+    arrays = {name: checked(name, value) for name, value in given.items()}
+    for name, array in arrays.items():
+        if array.shape not in ((), (steps,)):
+            raise ValueError(f"{name} must be a number or {steps} of them, got {array.shape}")
+    return {name: np.broadcast_to(array, (steps,)) for name, array in arrays.items()}
+
+
+@torch.no_grad()
+def rounding_twin(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Copy a net and move each trained weight by one unit in the last place, up or down at random.
+
+    Example:
+        >>> from normcore.lab import mlp, weight_vector
+        >>> net = mlp((64, 16, 10), dtype=torch.float64)
+        >>> change = weight_vector(rounding_twin(net)) / weight_vector(net) - 1
+        >>> bool(0 < change.abs().max() < 1e-15)
+        True
+
+    """
+    twin = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(seed)
+    for p in trainable(twin):
+        up = torch.randint(2, p.shape, generator=generator).bool().to(p.device)
+        target = torch.where(up, torch.inf, -torch.inf).to(p.dtype)
+        p.copy_(torch.nextafter(p, target))
+    return twin

@@ -5,7 +5,7 @@ are gathered: call it on all processes, which all get the same numbers (of the s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from normcore.checks import checked_count
 from normcore.sharded import is_sharded, norm_over_parts, reshard, whole
 
 
@@ -28,11 +29,7 @@ def weight_vector(model: nn.Module) -> Tensor:
 
     Those of a sharded model are gathered: all processes must ask.
     """
-    return _joined(trainable(model))
-
-
-def _joined(params: list[nn.Parameter]) -> Tensor:
-    return torch.cat([whole(p).flatten() for p in params])
+    return torch.cat([whole(p).flatten() for p in trainable(model)])
 
 
 def weight_norm(model: nn.Module) -> float:
@@ -40,7 +37,7 @@ def weight_norm(model: nn.Module) -> float:
     params = trainable(model)
     if any(is_sharded(p) for p in params):
         return norm_over_parts(params)
-    return float(_joined(params).double().norm())
+    return float(weight_vector(model).double().norm())
 
 
 def direction(model: nn.Module) -> Tensor:
@@ -78,8 +75,14 @@ def logits_on(x: Tensor) -> Callable[[nn.Module], Tensor]:
     return lambda model: logits(model, x)
 
 
-def accuracy_on(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:
+def accuracy_on(x: Tensor, y: Tensor, *, chunk: int | None = None) -> Callable[[nn.Module], float]:
     """Make a probe for `train`: the accuracy on fixed inputs, between 0 and 1, in the mode the model is in.
+
+    Args:
+        x: inputs.
+        y: labels.
+        chunk: examples evaluated at once, so that memory stays small (in training mode BatchNorm then takes its
+            statistics from each chunk); by default all.
 
     Example:
         >>> from normcore.lab import load_dataset, mlp
@@ -88,14 +91,20 @@ def accuracy_on(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:
         True
 
     """
-    return lambda model: float((logits(model, x).argmax(dim=1) == y).double().mean())
+    return loss_on(x, y, lambda output, y: (output.argmax(dim=1) == y).double().mean(), chunk=chunk)
 
 
 def loss_on(
-    x: Tensor, y: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    x: Tensor,
+    y: Tensor,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    *,
+    chunk: int | None = None,
 ) -> Callable[[nn.Module], float]:
-    """Make a probe for `train`: the loss on fixed inputs, in the mode the model is in."""
-    return lambda model: float(loss_fn(logits(model, x), y))
+    """Make a probe for `train`: the mean loss on fixed inputs, in the mode the model is in; `chunk` as in `accuracy_on`."""
+    size = len(x) if chunk is None else checked_count("chunk", chunk)
+    parts = [(a, b, len(b) / len(y)) for a, b in zip(x.split(size), y.split(size), strict=True)]
+    return lambda model: sum(float(loss_fn(logits(model, a), b)) * share for a, b, share in parts)
 
 
 def effective_lr_of(optimizer: Optimizer) -> Callable[[nn.Module], float]:
@@ -119,7 +128,22 @@ def effective_lr_of(optimizer: Optimizer) -> Callable[[nn.Module], float]:
     return probe
 
 
-class Angle:
+class Stateful:
+    """A probe that remembers: a checkpoint keeps the attributes that it names in `kept`."""
+
+    kept: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be kept."""
+        return {name: getattr(self, name) for name in self.kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; tensors come on the processor, wherever they were."""
+        for name in self.kept:
+            setattr(self, name, state[name])
+
+
+class Angle(Stateful):
     """A probe for `train`: the angle, in radians, by which the weight vector turned since the last reading.
 
     The first reading is nan. Two times the arcsine of half the chord between the unit vectors: exact for
@@ -137,6 +161,8 @@ class Angle:
 
     """
 
+    kept = ("before",)
+
     def __init__(self) -> None:
         self.before: Tensor | None = None
 
@@ -146,18 +172,10 @@ class Angle:
         self.before = now
         if before is None:
             return math.nan
-        return 2 * math.asin(min(1.0, float((now - before).norm()) / 2))
-
-    def state_dict(self) -> dict[str, Tensor | None]:
-        """The last direction, for a checkpoint."""
-        return {"before": self.before}
-
-    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Go on from a checkpoint."""
-        self.before = state["before"]
+        return 2 * math.asin(min(1.0, float((now - before.to(now)).norm()) / 2))
 
 
-class SWA:
+class SWA(Stateful):
     """A probe for `train`: the accuracy of the average of all weights read so far.
 
     The average is a model of its own, evaluated in the mode the trained one is in. In training mode
@@ -166,6 +184,8 @@ class SWA:
     Args:
         x: inputs.
         y: labels.
+        first: the reading, counted from 0, from which on weights are taken in; nan before.
+        chunk: as in `accuracy_on`.
 
     Example:
         >>> from normcore.lab import load_dataset, mlp
@@ -181,29 +201,32 @@ class SWA:
 
     """
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.accuracy = accuracy_on(x, y)
+    kept = ("readings", "weights")
+
+    def __init__(self, x: Tensor, y: Tensor, *, first: int = 0, chunk: int | None = None) -> None:
+        self.accuracy, self.first, self.readings = accuracy_on(x, y, chunk=chunk), first, 0
         self.average: AveragedModel | None = None
-        self._saved: dict[str, Any] | None = None
+        self.weights: dict[str, Any] | None = None
 
     def __call__(self, model: nn.Module) -> float:
         """Take the weights into the average and read its accuracy."""
+        self.readings += 1
+        if self.readings <= self.first:
+            return math.nan
+        if any(is_sharded(p) for p in trainable(model)):
+            raise TypeError(
+                "model must have whole weights to be averaged by SWA, got sharded ones: "
+                "torch cannot copy a model under fully_shard"
+            )
         if self.average is None:
-            if any(is_sharded(p) for p in trainable(model)):
-                raise TypeError(
-                    "model must have whole weights to be averaged by SWA, got sharded ones: "
-                    "torch cannot copy a model under fully_shard"
-                )
             self.average = AveragedModel(model)
-            if self._saved is not None:
-                self.average.load_state_dict(self._saved)
+            if self.weights is not None:  # of a checkpoint
+                self.average.load_state_dict(self.weights)
         self.average.update_parameters(model)
+        self.weights = self.average.state_dict()
         return self.accuracy(self.average)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The average, for a checkpoint."""
-        return {} if self.average is None else dict(self.average.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, at the next reading."""
-        self.average, self._saved = None, state or None
+        super().load_state_dict(state)
+        self.average = None

@@ -1,8 +1,8 @@
 """The same script on one device or, under `torchrun`, on many: a few calls that do nothing in a single process.
 
-`start` joins the processes, `wrap` lets them average their gradients, `shard` gives each its part of every
-batch, `mean_over_ranks` lets them see the same loss. For a mean loss over equal parts the average of the
-gradients is the gradient on the whole batch, so that the run is the one of a single process.
+`start` joins the processes, `wrap` lets them average their gradients, `shard` gives each its part of every batch,
+`mean_over_ranks` lets them see the same loss. For a mean loss over equal parts the average of the gradients is the
+gradient on the whole batch, so that the run is the one of a single process.
 """
 
 import atexit
@@ -21,13 +21,12 @@ Batch = tuple[Tensor, Tensor]
 def start() -> torch.device:
     """Join the other processes that `torchrun` started, and return this one's device.
 
-    Reads RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk over nccl, processors over gloo. Without these
-    variables, or in a process that has joined before, only the device is returned. The group is left when
-    the interpreter ends.
+    Reads RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk over nccl, processors over gloo. Without these variables, or in a
+    process that has joined before, only the device is returned. The group is left when the interpreter ends.
 
     Returns:
-        GPU number LOCAL_RANK (0 in a single process) where there are GPUs, else the processor. Hide GPUs
-        with CUDA_VISIBLE_DEVICES="" to run on processors.
+        GPU number LOCAL_RANK (0 in a single process) where there are GPUs, else the processor. Hide GPUs with
+        CUDA_VISIBLE_DEVICES="" to run on processors.
 
     Raises:
         ValueError: a machine has more processes than GPUs.
@@ -42,19 +41,12 @@ def start() -> torch.device:
         raise ValueError(
             f"LOCAL_RANK must be below the number of GPUs, {gpus}, got {place}: start fewer processes"
         )
-    device = torch.device("cuda", place) if gpus else torch.device("cpu")
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not _joined():
         if gpus:
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(place)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-        atexit.register(_leave)
-    return device
-
-
-def _leave() -> None:
-    """Leave the process group, if nobody has done so."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        atexit.register(lambda: dist.destroy_process_group() if _joined() else None)
+    return torch.device("cuda", place) if gpus else torch.device("cpu")
 
 
 def _joined() -> bool:
@@ -76,10 +68,9 @@ def is_main() -> bool:
 def wrap(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:
     """Let all processes train one model: their gradients are averaged, and they start from the first one's weights.
 
-    Wrapped in torch's DistributedDataParallel. On GPUs BatchNorm becomes SyncBatchNorm, whose statistics
-    are those of the whole batch. On processors torch has no SyncBatchNorm: there BatchNorm keeps the
-    statistics of each process's part, which is another network than the one of a single process. Layer,
-    group and instance norms look at one example at a time and have no such difference.
+    Wrapped in torch's DistributedDataParallel. On GPUs BatchNorm becomes SyncBatchNorm, whose statistics are those of
+    the whole batch. On processors torch has none: there BatchNorm keeps the statistics of each process's part, which is
+    another network than the one of a single process. Other norms look at one example at a time.
 
     Make optimizer and `ExpLR` from what is returned; parameter names then begin with "module.".
 
@@ -103,21 +94,14 @@ def wrap(model: nn.Module, device: str | torch.device | None = None) -> nn.Modul
     place = next(model.parameters()).device
     if place.type != "cuda":
         return DistributedDataParallel(model)
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, device_ids=[place])
+    return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), device_ids=[place])
 
 
 def shard(batches: Sequence[Batch]) -> Sequence[Batch]:
     """Give each process its equal part of every batch: of n processes, number r takes the r-th n-th of the rows.
 
-    Batches are cut when asked for. Every process makes the whole batch, so that draws and augmentation
-    are those of a single process.
-
-    Args:
-        batches: (x, y) pairs, the same in all processes.
-
-    Returns:
-        A sequence of the same length; in a single process `batches` itself.
+    Batches are cut when asked for. Every process makes the whole batch, so that draws and augmentation are those of a
+    single process, where `batches` itself is returned.
 
     Raises:
         ValueError: when asked for a batch whose size is not a multiple of the number of processes.
@@ -152,23 +136,14 @@ class Part(Sequence[Batch]):
         if isinstance(index, slice):
             return Part(self.batches[index], self.rank, self.ranks)
         x, y = self.batches[index]
-        return self._cut(x), self._cut(y)
-
-    def _cut(self, tensor: Tensor) -> Tensor:
-        """Take the rows of this process."""
-        rows, rest = divmod(len(tensor), self.ranks)
-        if rest:
-            raise ValueError(
-                f"batches must have a size that is a multiple of the {self.ranks} processes, got {len(tensor)}"
-            )
-        return tensor[self.rank * rows : (self.rank + 1) * rows]
+        if len(x) % self.ranks:
+            need = f"a multiple of the {self.ranks} processes"
+            raise ValueError(f"batches must have a size that is {need}, got {len(x)}")
+        return tuple(whole.tensor_split(self.ranks)[self.rank] for whole in (x, y))
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Average a tensor over the processes; all of them must ask, and all get the same bits.
-
-    Args:
-        tensor: floating-point, of the same shape in all processes; left as it is.
+    """Average a floating-point tensor over the processes: all must ask, with the same shape, and get the same bits.
 
     Returns:
         A new tensor; in a single process the tensor itself.
@@ -191,15 +166,8 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def from_main(value: Any) -> Any:
-    """Give all processes the first one's value (plain numbers and names); in a single process the value itself.
-
-    Example:
-        >>> from_main({"seed": 1})
-        {'seed': 1}
-
-    """
-    if not _joined():
-        return value
+    """Give all processes the first one's value (plain numbers and names); in a single process the value itself."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    if _joined():
+        dist.broadcast_object_list(box, src=0)
     return box[0]

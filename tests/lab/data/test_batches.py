@@ -3,6 +3,7 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,3 +120,8 @@ def test_bad_input():
         DATA.batches(5, 1201, replacement=False)
     with pytest.raises(ValueError, match="crop must be >= 0, got -2"):
         DATA.batches(5, 5, crop=-2)
+    with pytest.raises(TypeError, match="seed must be an integer, got 1.5"):
+        DATA.batches(5, 5, seed=1.5)
+    with pytest.raises(TypeError, match="crop must be an integer, got nan"):
+        DATA.batches(5, 5, crop=float("nan"))
+    assert same(DATA.batches(5, 5, seed=np.int64(3))[0], DATA.batches(5, 5, seed=3)[0])

@@ -9,7 +9,7 @@ from scaling import change, defect, with_values
 from torch import nn
 
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
-from normcore.lab.nets.resnets import preresnet
+from normcore.lab.nets.resnets import preresnet, resnet
 
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SIGNALS = torch.randn(12, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -139,6 +139,30 @@ def test_the_seed_makes_the_net_and_moves_nothing_else():
     assert torch.equal(before, torch.get_rng_state())
 
 
+MAKERS = [lambda: mlp((64, 16, 10)), cnn, lambda: cnn1d(head="etf"), preresnet, resnet]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_net_does_not_start_the_generators_of_gpus_anew(make, monkeypatch):
+    def start_anew(seed):
+        raise AssertionError("a GPU's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", start_anew)
+    make()
+    with pytest.raises(AssertionError, match="was seeded"):  # control: what torch.manual_seed does
+        torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_default_device_changes_nothing(make):
+    here = make()
+    with torch.device("meta"):
+        there, control = make(), torch.empty(1)
+    assert control.device.type == "meta"
+    for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True):
+        assert b.device.type == "cpu" and torch.equal(a, b)
+
+
 def test_the_initial_weights_are_the_ones_they_have_always_been():
     """A change would move every figure: first entries as drawn by torch from seed 3."""
     with torch.random.fork_rng(devices=[]):
@@ -179,8 +203,26 @@ def test_many_nets_run_side_by_side_under_vmap(make):
         (lambda: cnn((4, 4), strides=(1,)), r"strides must hold one for each of 2 channels, got"),
         (lambda: cnn1d(()), r"strides must hold one for each of 0 channels, got"),
         (lambda: cnn(kernel=4), r"kernel must be odd, got 4"),
+        (lambda: cnn(eps=-1.0), "eps must be finite and >= 0, got -1.0"),
+        (lambda: mlp((6, 0, 3)), "width must be >= 1, got 0"),
+        (lambda: mlp((6, 4, 0)), "classes must be >= 1, got 0"),
+        (lambda: mlp((64, 16, 10), eps=1e-5, dtype=torch.bfloat16), "dtype must be torch.float32 or"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mlp((64, 16, 10), seed=1.5), "seed must be an integer, got 1.5"),
+        (lambda: cnn(seed=None), "seed must be an integer, got None"),
+        (lambda: mlp((64, 16.0, 10)), "width must be an integer, got 16.0"),
+        (lambda: cnn(eps="a"), "eps must be a number or an array of numbers, got 'a'"),
+    ],
+)
+def test_wrong_types(call, message):
+    with pytest.raises(TypeError, match=message):
         call()

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import math
 import shutil
 
 import numpy as np
@@ -13,6 +12,8 @@ from torch.nn.functional import cross_entropy
 
 import normcore as nc
 from normcore.lab import cnn, direction, load_dataset, logits_on, mlp, train, trainable, weight_norm
+from normcore.lab.training import history as history_module
+from normcore.lab.training.history import Recorder
 
 DATA = load_dataset("digits", dtype=torch.float64)
 
@@ -80,17 +81,74 @@ def test_before_step_comes_between_gradient_and_step():
     assert seen == [(0, True), (1, True), (2, True)] and torch.equal(before, net[1].weight)
 
 
-@pytest.mark.parametrize("every", [1, 1000])
-def test_a_diverging_run_is_an_outcome(every):
+def diverging(every, steps=20):
+    """A net whose loss overflows; the net and its history."""
     net = mlp((64, 16, 10), norm="none", head="trained")
-    batches = load_dataset("digits").batches(20, 16)
-    probes = {"norm": weight_norm}
-    history = train(net, sgd(net, lr=1e8), batches, probes=probes, every=every)
-    stop = history.diverged_at
-    assert 0 < stop < 19 and len(history.loss) == stop + 1
-    assert not math.isfinite(history.loss[-1]) and np.isfinite(history.loss[:-1]).all()
-    assert history.step.tolist() == (list(range(stop + 1)) if every == 1 else [0, stop])
-    assert len(history["norm"]) == len(history.step)
+    batches = load_dataset("digits").batches(steps, 16)
+    return net, train(net, sgd(net, lr=1e8), batches, probes={"norm": weight_norm}, every=every)
+
+
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_a_diverging_run_is_an_outcome(every):
+    history = diverging(every)[1]
+    stop, before = history.diverged_at, history.step < history.diverged_at
+    assert 0 < stop < 19 and len(history.loss) == 20
+    assert np.isfinite(history.loss[:stop]).all() and np.isnan(history.loss[stop:]).all()
+    assert history.step.tolist() == [*range(0, 20, every), 20] and len(history["norm"]) == len(history.step)
+    assert np.isfinite(history["norm"][before]).all() and np.isnan(history["norm"][~before]).all()
+    assert stop == diverging(7)[1].diverged_at  # whenever it is looked at
+
+
+def test_on_a_processor_the_weights_stay_as_they_were_before_the_step_of_divergence():
+    net, history = diverging(1000)
+    twin = mlp((64, 16, 10), norm="none", head="trained")
+    batches = load_dataset("digits").batches(20, 16)[: history.diverged_at]
+    assert train(twin, sgd(twin, lr=1e8), batches).diverged_at is None
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def meta_run(steps, **options):
+    """A run on a device whose numbers cannot be read: how many steps it takes until somebody tries."""
+    net, taken = cnn((4, 8), norm="batch").to("meta"), []
+    batch = torch.empty(8, 1, 8, 8, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    optimizer = torch.optim.SGD(
+        [{"params": trainable(net), "scale_invariant": True}], lr=0.1, momentum=0.9, weight_decay=1e-2
+    )
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        train(net, optimizer, [batch] * steps, before_step=taken.append, **options)
+    return len(taken)
+
+
+def test_a_device_is_not_waited_for_between_readings(monkeypatch):
+    schedule = nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=30)
+    for options in ({}, {"schedule": schedule}, {"channels_last": True}):
+        assert meta_run(30, every=1000, **options) == 30  # looked at when all is done
+    assert meta_run(30, every=12) == 12
+    monkeypatch.setattr(history_module, "MOST_WAITING", 20)
+    assert meta_run(30, every=1000) == 19  # the loss of step 19 is the twentieth
+
+
+class Slow:
+    """A recorder as on a device: a loss is known when somebody looks."""
+
+    def note(self, loss):
+        self.waiting.append(loss.detach().clone())
+        return False
+
+
+@pytest.mark.parametrize("saves", [1000, 4])
+def test_a_device_finds_the_exact_step_later(monkeypatch, tmp_path, saves):
+    expected = diverging(1)[1]
+    monkeypatch.setattr("normcore.lab.training.loop.Recorder", type("Later", (Slow, Recorder), {}))
+    net = mlp((64, 16, 10), norm="none", head="trained")
+    batches, steps = load_dataset("digits").batches(20, 16), []
+    options = {"probes": {"norm": weight_norm}, "every": 1000, "before_step": steps.append}
+    options |= {"checkpoint": tmp_path, "checkpoint_every": saves}
+    history = train(net, sgd(net, lr=1e8), batches, **options)
+    assert history.diverged_at == expected.diverged_at < len(steps) <= expected.diverged_at + saves
+    np.testing.assert_array_equal(history.loss, expected.loss)
+    again = mlp((64, 16, 10), norm="none", head="trained")
+    np.testing.assert_array_equal(train(again, sgd(again, lr=1e8), batches, **options).loss, expected.loss)
 
 
 def test_the_bar_stays_silent_unless_wanted(monkeypatch):
@@ -137,6 +195,7 @@ def test_compile_is_asked_for_with_its_mode(monkeypatch):
     assert np.array_equal(losses[0], losses[1]) and np.array_equal(losses[0], losses[2])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_compiled_run_is_the_same_run():
     batches = DATA.batches(10, 16)
@@ -158,6 +217,8 @@ def test_bad_input():
     for name in ("every", "checkpoint_every"):
         with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
             train(net, sgd(net), batches, **{name: 0})
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got 2.5"):
+            train(net, sgd(net), batches, **{name: 2.5})
     short = nc.texp_plus_plus(0.1, 1e-2, steps=3)
     with pytest.raises(ValueError, match="at least 5 steps, one for each batch, got 3"):
         train(net, sgd(net), batches, schedule=short)

@@ -56,6 +56,23 @@ def test_accuracy_and_loss_count_example_by_example():
     assert loss_on(X, Y, lambda f, y: 2 * cross_entropy(f, y))(net) == pytest.approx(2 * mean, rel=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 50, 64])
+def test_chunks_are_weighted_by_their_size_and_seen_apart(chunk):
+    net, seen = mlp((64, 16, 10), dtype=torch.float64), []
+    net.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    whole, parts = (loss_on(X, Y, chunk=size)(net) for size in (None, chunk))
+    assert seen == [50] + [min(chunk, 50 - i) for i in range(0, 50, chunk)]
+    assert parts == pytest.approx(whole, rel=1e-12)
+    assert accuracy_on(X, Y, chunk=chunk)(net) == pytest.approx(accuracy_on(X, Y)(net), rel=1e-12)
+    norms = cnn(dtype=torch.float64)  # in training mode BatchNorm sees the chunk alone
+    assert chunk >= 50 or loss_on(X, Y, chunk=chunk)(norms) != pytest.approx(loss_on(X, Y)(norms), rel=1e-6)
+
+
+def test_a_chunk_is_a_count():
+    with pytest.raises(ValueError, match="chunk must be >= 1, got 0"):
+        loss_on(X, Y, chunk=0)
+
+
 def test_effective_lr_follows_the_rate_and_the_norm():
     net = mlp((64, 16, 10), dtype=torch.float64)
     optimizer = torch.optim.SGD(trainable(net), lr=0.1, momentum=0.9)
@@ -76,6 +93,34 @@ def test_the_angle_is_that_of_a_rotation(turn):
     net.weight.data = 5 * torch.tensor([[math.cos(turn), math.sin(turn)]], dtype=torch.float64)
     assert angle(net) == pytest.approx(turn, rel=1e-6)
     assert angle(net) == 0.0  # from there it has not moved
+
+
+def test_a_memory_from_the_processor_goes_on_where_the_weights_are():
+    """The numbers of a meta tensor cannot be read; two devices in one operation are refused before that."""
+    net, angle = mlp((64, 16, 10)), Angle()
+    angle(net)
+    resumed = Angle()
+    resumed.load_state_dict(angle.state_dict())
+    there = mlp((64, 16, 10)).to("meta")
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta"):
+        resumed(there)
+    with pytest.raises(RuntimeError, match="not on the expected device"):  # control
+        direction(there) - angle.before
+
+
+def test_swa_begins_at_a_reading_and_remembers_which():
+    net, late, plain = mlp((64, 16, 10), dtype=torch.float64), SWA(X, Y, first=2, chunk=20), SWA(X, Y)
+    for seed in range(4):
+        net[1].weight.data = mlp((64, 16, 10), seed=seed, dtype=torch.float64)[1].weight.data
+        value = late(net)
+        if seed < 2:
+            assert math.isnan(value)
+        else:
+            assert value == pytest.approx(plain(net), rel=1e-12)
+        again = SWA(X, Y, first=2, chunk=20)
+        again.load_state_dict(late.state_dict())
+        late = again
+    assert late.readings == 4 and int(late.state_dict()["weights"]["n_averaged"]) == 2
 
 
 def test_swa_averages_all_weights_read():

@@ -1,12 +1,13 @@
 """A killed run resumes to the same bits; a run of another kind is not continued."""
 
-import subprocess
-import sys
-from pathlib import Path
+import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from launch import script
+from torch.nn.functional import cross_entropy
 
 import normcore as nc
 from normcore.lab import load_dataset, mlp, train, trainable, weight_norm, weight_vector
@@ -15,31 +16,34 @@ DATA = load_dataset("digits", dtype=torch.float64)
 BATCHES = DATA.batches(40, 16)
 
 
+def sgd(net, lr=0.1):
+    return torch.optim.SGD(trainable(net), lr=lr, momentum=0.9, weight_decay=1e-2)
+
+
 def go(folder, batches=BATCHES, *, seed=0, lr=0.1, interrupt_at=None, **options):
     """Train the same small net, perhaps interrupted; the net and its history."""
     net = mlp((64, 16, 10), seed=seed, dtype=torch.float64)
-    optimizer = torch.optim.SGD(trainable(net), lr=lr, momentum=0.9, weight_decay=1e-2)
+    optimizer = sgd(net, lr)
 
     def stop(t):
         if t == interrupt_at:
             raise KeyboardInterrupt
 
     settings = {"probes": {"norm": weight_norm}, "every": 6, "checkpoint_every": 5, **options}
+    if "scheduler" in options:
+        settings["scheduler"] = options["scheduler"](optimizer)
     return net, train(net, optimizer, batches, before_step=stop, checkpoint=folder, **settings)
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_no_bit(tmp_path):
-    script = Path(__file__).parents[2] / "killed_run.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 20
+    deaths = script("killed_run.py", tmp_path)
+    assert int(deaths) == 20
     killed, whole = (torch.load(tmp_path / f"{name}.pt") for name in ("killed", "whole"))
     assert len(whole["loss"]) == 1500 and torch.isfinite(whole["loss"]).all()
     for name, value in whole.items():
         assert torch.equal(torch.nan_to_num(killed[name]), torch.nan_to_num(value)), name
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["run.pt"]
+    assert "run.pt" in [path.name for path in (tmp_path / "killed").iterdir()]
 
 
 @pytest.mark.parametrize("moment", [0, 3, 5, 23, 39])
@@ -75,22 +79,110 @@ def test_a_diverged_run_stays_diverged(tmp_path):
     np.testing.assert_array_equal(first["norm"], second["norm"])
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"seed": 1}, "starting weights"),
-        ({"lr": 0.2}, "options"),
-        ({"batches": DATA.batches(40, 16, seed=1)}, "first batch"),
-        ({"probes": {}}, "probes"),
-        ({"schedule": nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=40)}, "schedule"),
-    ],
-)
-def test_another_run_is_not_continued(tmp_path, change, what):
-    go(tmp_path, batches=BATCHES[:10])
-    before = sorted(path.name for path in tmp_path.iterdir())
+def smoothed(output, y):
+    """Another loss."""
+    return cross_entropy(output, y, label_smoothing=0.1)
+
+
+def scheduled(make):
+    return {"scheduler": make}
+
+
+LOSSES = [
+    smoothed,
+    lambda output, y: 2 * cross_entropy(output, y),
+    partial(cross_entropy, label_smoothing=0.1),
+    torch.nn.CrossEntropyLoss(label_smoothing=0.1),
+]
+COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=100)
+BY_LAMBDA = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda t: 0.99**t)
+OTHERS = [
+    ({}, {"seed": 1}, "starting weights"),
+    ({}, {"lr": 0.2}, "lr of group 0 0.1 instead of 0.2"),
+    ({}, {"batches": DATA.batches(40, 16, seed=1)}, "batch 0"),
+    ({}, {"batches": [*BATCHES[:1], *DATA.batches(40, 16, seed=1)[1:]]}, "batch 1 .*batch 2"),
+    ({}, {"probes": {}}, "probes"),
+    ({"probes": {"n": weight_norm}}, {"probes": {"n": lambda net: 2 * weight_norm(net)}}, "probes"),
+    ({}, {"schedule": nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=40)}, "schedule"),
+    *[({}, {"loss_fn": loss}, "loss_fn") for loss in LOSSES],
+    ({}, {"autocast": torch.bfloat16}, "autocast None instead of torch.bfloat16"),
+    ({}, {"every": 5}, "every 6 instead of 5"),
+    (scheduled(COSINE), {}, "parts"),
+    (scheduled(COSINE), scheduled(partial(COSINE, T_max=400)), "scheduler"),
+    (scheduled(COSINE), scheduled(partial(torch.optim.lr_scheduler.StepLR, step_size=9)), "scheduler"),
+    (scheduled(BY_LAMBDA), scheduled(partial(BY_LAMBDA, lr_lambda=lambda t: 0.98**t)), "scheduler"),
+]
+
+
+@pytest.mark.parametrize(("first", "then", "what"), OTHERS)
+def test_another_run_is_not_continued(tmp_path, first, then, what):
+    go(tmp_path, **{"batches": BATCHES[:10], **first})
+    before = (tmp_path / "run.pt").read_bytes()
     with pytest.raises(ValueError, match=f"belongs to another: .*{what}"):
-        go(tmp_path, **change)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+        go(tmp_path, **then)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+    assert (tmp_path / "run.pt").read_bytes() == before
+    if set(first) == set(then):  # control: the same again is
+        assert len(go(tmp_path, **first)[1].loss) == 40
+
+
+def test_another_before_step_is_not_continued(tmp_path):
+    net = [mlp((64, 16, 10), dtype=torch.float64) for _ in range(3)]
+    options = {"checkpoint": tmp_path, "checkpoint_every": 5}
+    seen = []
+    for here, before_step in zip(net[:2], (seen.append, seen.append), strict=True):
+        train(here, sgd(here), BATCHES[:10], before_step=before_step, **options)
+    with pytest.raises(ValueError, match="belongs to another: .*before_step"):
+        train(net[2], sgd(net[2]), BATCHES[:10], before_step=lambda t: seen.append(-t), **options)
+
+
+def test_fewer_batches_than_were_trained_are_refused(tmp_path):
+    go(tmp_path)
+    with pytest.raises(ValueError, match="batches must hold the 40 steps that are done, got 22"):
+        go(tmp_path, BATCHES[:22])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("save", [1, 3])
+def test_a_save_that_fails_costs_only_what_came_after_the_last_one(tmp_path, monkeypatch, error, save):
+    net, whole = go(tmp_path / "whole")
+    calls, fsync = [], os.fsync
+
+    def fail(handle):
+        calls.append(handle)
+        if len(calls) == save:
+            raise error
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
+        go(tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["run.pt"] * (save > 1)
+    again, history = go(tmp_path / "cut")
+    assert torch.equal(weight_vector(net), weight_vector(again))
+    np.testing.assert_array_equal(history.loss, whole.loss)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder, error in (
+        (tmp_path / "file", FileExistsError),
+        (tmp_path / "file" / "a", NotADirectoryError),
+    ):
+        with pytest.raises(error):
+            go(folder, interrupt_at=0)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(PermissionError, match="checkpoint must be a folder that can be written, got"):
+        go(tmp_path / "locked", interrupt_at=0)
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
+    go(tmp_path, BATCHES[:10])
+    data = bytearray((tmp_path / "run.pt").read_bytes())
+    (tmp_path / "run.pt").write_bytes(data[:-5])
+    with pytest.raises(ValueError, match="path must be a checkpoint, got .*run.pt"):
+        go(tmp_path)
+    assert (tmp_path / "run.pt").read_bytes() == data[:-5]
 
 
 def test_dropout_needs_the_generators(tmp_path):

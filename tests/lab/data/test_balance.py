@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from normcore.lab.data.split import balanced, first_share, rank_in_class
+from normcore.lab.data.sources import balanced, first_share, rank_in_class
 
 
 @pytest.fixture(params=[0, 1, 2])

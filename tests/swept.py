@@ -1,0 +1,27 @@
+"""A sweep to interrupt: each of eight cells writes a file, and the last four wait for ever unless told not to.
+
+Usage: swept.py FOLDER [quick]. Prints the statuses.
+"""
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from normcore.lab import grid, sweep
+
+
+def experiment(i, folder, quick):
+    """Says that it began, and which process it is."""
+    Path(folder, f"{i}-{time.time_ns()}").write_text(str(os.getpid()))
+    while i >= 4 and not quick.exists():
+        time.sleep(0.2)
+    return {"twice": 2 * i}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    run = partial(experiment, folder=folder / "begun", quick=folder / "quick")
+    result = sweep(run, grid(i=range(8)), folder=folder / "kept", workers=2)
+    print(result, result["twice"].tolist())
