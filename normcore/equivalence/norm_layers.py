@@ -1,114 +1,80 @@
-"""Keep normalization layers exact while the weights that feed them are rescaled.
+"""Normalization layers that follow the scale of what they normalize.
 
 A layer that computes (z - mean) / sqrt(var + eps) gives the same output at s*z when eps becomes s^2 eps, and,
-in eval mode, when its running mean and variance become s mean and s^2 var. Here s is the product over the
-rescaled groups of (1/x_g)^{d_g}, with d_g the degree of homogeneity of the layer's input in the weights of
-group g, which is measured.
+in eval mode, when its running mean and variance become s mean and s^2 var. Layers are known by what they have, and
+proved by trial (`co_scaling`): any module with an eps or running statistics may be one.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normcore.equivalence.group_gauge import GroupGauge
-from normcore.invariance.degrees import norm_input_degrees
+EPS = re.compile(r"(^|_)eps(ilon)?$")
+STATISTICS = {"running_mean": 1, "running_var": 2}
+"""What is co-scaled: attributes of such a name, and tensors, with their degree in the layer's input."""
+
+ORDINARY = "_ordinary_eps"
+"""Where a co-scaled layer keeps the eps it was made with, so that a copy of the model knows it too."""
 
 
-class Registered(Sequence[Tensor]):
-    """Some weights as the model has them at the moment: FSDP registers now the shards, now the whole weights."""
+class NormLayer:
+    """A module with an eps or running statistics, and the scale at which they are.
 
-    def __init__(self, model: nn.Module, params: Sequence[Tensor], named: Mapping[Tensor, str]) -> None:
-        """Hold the weights that the optimizer has, and the names of those that are the model's."""
-        self.model, self.params, self.named = model, params, named
-
-    def __len__(self) -> int:
-        return len(self.params)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Look one up, by its name."""
-        param = self.params[index]
-        return self.model.get_parameter(self.named[param]) if param in self.named else param
-
-
-class NormScaling:
-    """The norm layers of a model, their original eps, and the degrees of their inputs in each group's weights.
-
-    The degrees are measured on the inputs of the model's first forward pass in train mode (extra passes, no
-    gradients), or taken from a saved state.
+    `power` is the degree of its eps: 2 beside a variance, 1 beside a standard deviation. `degrees` are those of its
+    input in the weights of each group, as far as they have been measured.
     """
 
-    def __init__(self, model: nn.Module, gauges: Sequence[GroupGauge]) -> None:
-        """Wait for the model's first forward pass in train mode."""
-        self.model, self.gauges = model, list(gauges)
-        self.named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self.degrees: dict[str, list[int]] | None = None
-        self.eps: dict[str, float | None] = {}
-        self._scales: dict[str, float] = {}
-        self._handle = model.register_forward_pre_hook(self._measure, with_kwargs=True)
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        named = {key: value for key, value in vars(module).items() if EPS.search(key) and key != ORDINARY}
+        self.attribute = next((a for a, v in named.items() if ORDINARY in vars(module) or _is_eps(v)), None)
+        self.power, self.scale = 2, 1.0
+        self.degrees: dict[int, int] = {}
+        self.rounding = torch.finfo(torch.float32).eps
 
-    def _measure(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Measure the degrees once, before the first forward pass in train mode."""
-        if not model.training:
+    @property
+    def eps(self) -> float | None:
+        """The eps that the module was made with; None where it has none, or takes RMSNorm's default."""
+        if self.attribute is None:
+            return None
+        value = vars(self.module).get(ORDINARY, getattr(self.module, self.attribute))
+        return None if value is None else float(value)
+
+    def set_eps(self, scale: float) -> None:
+        """Write the eps of this scale into the module; a scale of 1 gives back what was there."""
+        if self.attribute is None:
             return
-        self.close()
-        if self.degrees is None:
-            groups = [Registered(model, gauge.group["params"], self.named) for gauge in self.gauges]
-            self.adopt(norm_input_degrees(model, groups, (args, kwargs)))
-            self.update()
+        eps, known = self.eps, vars(self.module)
+        if scale == 1.0:
+            known.pop(ORDINARY, None)
+            setattr(self.module, self.attribute, eps)
+            return
+        known.setdefault(ORDINARY, eps)
+        eps = self.rounding if eps is None else eps
+        setattr(self.module, self.attribute, eps * scale**self.power)
 
-    def adopt(self, degrees: Mapping[str, list[int]], eps: Mapping[str, float | None] | None = None) -> None:
-        """Take the degrees of the layers that the groups reach, at scale 1."""
-        self.close()
-        self.degrees = {name: list(row) for name, row in degrees.items() if any(row)}
-        self.eps = {name: self._layer_eps(name) for name in self.degrees} if eps is None else dict(eps)
-        self._scales = dict.fromkeys(self.degrees, 1.0)
-
-    def _layer_eps(self, name: str) -> float | None:
-        """The named layer's eps as it is now."""
-        eps: Any = self.model.get_submodule(name).eps
-        return None if eps is None else float(eps)
-
-    def resume(self, degrees: Mapping[str, list[int]], eps: Mapping[str, float | None]) -> None:
-        """Adopt a saved state whose running statistics are already at the gauges' scales: only eps is set."""
-        self.adopt(degrees, eps)
-        for name in degrees:
-            self._move_eps(name, self._target(name))
+    def statistics(self) -> list[tuple[Tensor, int]]:
+        """The running statistics, with their degrees."""
+        found = [(getattr(self.module, name, None), degree) for name, degree in STATISTICS.items()]
+        return [(values, degree) for values, degree in found if isinstance(values, Tensor)]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move every layer to the present scales of the gauges."""
-        for name in self.degrees or {}:
-            target = self._target(name)
-            ratio = target / self._scales[name]
-            if ratio != 1.0:
-                scale_statistics(self.model.get_submodule(name), ratio)
-                self._move_eps(name, target)
-
-    def _target(self, name: str) -> float:
-        """The named layer's scale: the factor of its input relative to the run with weight decay."""
-        degrees = (self.degrees or {})[name]
-        return math.prod(gauge.x**-d for gauge, d in zip(self.gauges, degrees, strict=True))
-
-    def _move_eps(self, name: str, scale: float) -> None:
-        """Write the co-scaled eps into the layer; a scale of 1 gives back what was there."""
-        layer, eps = self.model.get_submodule(name), self.eps[name]
-        self._scales[name] = scale
-        if eps is None:  # RMSNorm's default: the eps of its input's dtype, taken to be that of the model
-            eps = torch.finfo(next(self.model.parameters()).dtype).eps
-        layer.eps = self.eps[name] if scale == 1.0 else eps * scale**2  # type: ignore[assignment]
-
-    def close(self) -> None:
-        """Stop waiting."""
-        self._handle.remove()
+    def scale_statistics(self, ratio: float) -> None:
+        """Multiply the running mean by the ratio and the running variance by its square, if it keeps any."""
+        for values, degree in self.statistics():
+            values.mul_(ratio**degree)
 
 
-def scale_statistics(layer: nn.Module, ratio: float) -> None:
-    """Multiply a layer's running mean by ratio and its running variance by ratio^2, if it keeps any."""
-    mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
-    if mean is not None:
-        mean.mul_(ratio)
-    if variance is not None:
-        variance.mul_(ratio**2)
+def _is_eps(value: Any) -> bool:
+    """Whether this may be an eps: a small number, or torch's None for the rounding unit."""
+    return value is None or (isinstance(value, float) and 0.0 <= value < 1.0)
+
+
+def norm_layers(model: nn.Module) -> list[NormLayer]:
+    """The modules that may have to be co-scaled; of nested ones the innermost."""
+    found = [NormLayer(name, module) for name, module in model.named_modules()]
+    found = [layer for layer in found if layer.attribute is not None or layer.statistics()]
+    modules = {layer.module for layer in found}
+    return [layer for layer in found if modules.isdisjoint(set(layer.module.modules()) - {layer.module})]

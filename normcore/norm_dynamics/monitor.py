@@ -169,7 +169,20 @@ class NormMonitor:
         grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
         dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
         found = iter(self._norms(dense) if dense else [])
-        return [self._zero if g is None else next(found) for g in grads]
+        return [
+            self._zero if g is None else next(found) * f for g, f in zip(grads, self._factors(), strict=True)
+        ]
+
+    def _factors(self) -> list[float]:
+        """What brings each gradient to the scale of the weights before the step, as ExpLR's optimizer has it."""
+        gauges = {} if self.exp_lr is None else self.exp_lr.gauges
+        return [
+            scale if i in gauges and gauges[i].is_ordinary(p) else 1.0
+            for i, (group, scale) in enumerate(
+                zip(self.optimizer.param_groups, self._scales_before, strict=True)
+            )
+            for p in group["params"]
+        ]
 
     def _stack(self, norms: list[Tensor]) -> Tensor:
         """One vector of them, on the first weight's device."""

@@ -9,33 +9,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from normcore.elementwise import Number, common, plain, require_momentum, require_range
+from normcore.equivalence.rules import RULES, UpdateRule, rule_of
 from normcore.sharded import is_sharded, norm_over_parts
 
-
-class Family(NamedTuple):
-    """What the closed forms need to know of an optimizer."""
-
-    decoupled: bool
-    """Weight decay acts on the weights beside the update, not through the gradient."""
-    power: int
-    """The power of |w| that relaxes exponentially, at the rate power * intrinsic LR: 4, or 2 for degree 0."""
+FAMILIES = {name: RULES[name] for name in ("sgd", "nesterov", "sgdw", "adamw", "degree0")}
+"""Name of the optimizer -> its rule, where there are closed forms."""
 
 
-FAMILIES = {
-    "sgd": Family(decoupled=False, power=4),
-    "nesterov": Family(decoupled=False, power=4),
-    "sgdw": Family(decoupled=True, power=4),
-    "adamw": Family(decoupled=True, power=2),
-    "degree0": Family(decoupled=True, power=2),
-}
-"""Name of the optimizer -> its family. "sgd" is heavy ball too; "degree0" any decoupled update of fixed size."""
-
-
-def look_up(optimizer: str) -> Family:
-    """The family of that name."""
+def look_up(optimizer: str) -> UpdateRule:
+    """The rule of that name."""
     if optimizer not in FAMILIES:
         raise ValueError(f"optimizer must be one of {sorted(FAMILIES)}, got {optimizer!r}")
     return FAMILIES[optimizer]
@@ -43,13 +28,8 @@ def look_up(optimizer: str) -> Family:
 
 def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
     """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    if isinstance(optimizer, SGD):
-        return "nesterov" if group["nesterov"] else "sgd"
-    if isinstance(optimizer, Adam | AdamW) and group.get(
-        "decoupled_weight_decay", isinstance(optimizer, AdamW)
-    ):
-        return "adamw"
-    return None
+    name = rule_of(optimizer, group)
+    return name if name in ("sgd", "nesterov", "adamw") else None
 
 
 class Rates(NamedTuple):

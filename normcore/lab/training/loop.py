@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from normcore.equivalence.optimizer import ExpLR, follow
+from normcore.equivalence.buffers import follow
+from normcore.equivalence.optimizer import ExpLR
 from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.lab.training.checkpoint import RunState
 from normcore.lab.training.history import History, Probe, Recorder
