@@ -9,6 +9,7 @@ import functools
 import math
 import random
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from normcore.equivalence.group_gauge import GroupGauge
-from normcore.equivalence.norm_layers import NormLayer, norm_layers
+from normcore.equivalence.norm_layers import ORDINARY, NormLayer, norm_layers
 from normcore.equivalence.trial import Run, input_norm
 from normcore.invariance.probing import tensors_in, untouched
 from normcore.invariance.report import scale_invariance
@@ -33,6 +34,10 @@ do not differ at all: halving is exact.)"""
 HIDES = 1e-3
 """A trainable tensor smaller than this (a fresh bias, a gain of 0) hides what it does, and gets other values for the
 trial: such as it will have later."""
+
+
+CO_SCALED: weakref.WeakKeyDictionary[nn.Module, "CoScaling"] = weakref.WeakKeyDictionary()
+"""Norm layer -> who sets its eps."""
 
 
 class Watch:
@@ -80,6 +85,9 @@ class CoScaling:
     holds all tagged weights. Model, buffers and generators are afterwards as before.
     """
 
+    trying = False
+    """Whether a trial is running, this one's or another's."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -91,9 +99,11 @@ class CoScaling:
         self.model, self.gauges, self.excused, self.before_trial = model, gauges, excused, before_trial
         self.named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.layers = norm_layers(model)
+        for layer in self.layers:
+            if layer.module not in CO_SCALED and ORDINARY in vars(layer.module):
+                layer.set_eps(1.0)  # the model is a copy
         self._handles: dict[nn.Module, RemovableHandle] = {}
         self._waiting: list[RemovableHandle] = []
-        self._running = False
         self.watch()
 
     def tagged(self) -> set[Tensor]:
@@ -120,6 +130,12 @@ class CoScaling:
             handle.remove()
         self._handles, self._waiting = {}, []
 
+    def leave(self) -> None:
+        """Stop waiting, and leave the layers to others."""
+        self.close()
+        for layer in self.layers:
+            CO_SCALED.pop(layer.module, None)
+
     def _registered(self, param: Tensor) -> Tensor | None:
         """A weight as the model has it at the moment, the shard or (FSDP) the whole; None in a functional call."""
         owner, _, name = self.named[param].rpartition(".")
@@ -128,15 +144,15 @@ class CoScaling:
 
     def _on_forward(self, root: nn.Module, args: Any, kwargs: Any) -> None:
         """Hold the trial that is due."""
-        due = not self._running and root.training not in self._modes
+        due = not CoScaling.trying and root.training not in self._modes
         if not due or any(self._registered(p) is None for p in self.tagged()):
             return
         self.before_trial()
-        self._running = True
+        CoScaling.trying = True
         try:
             self._try(functools.partial(self._run, root, args, kwargs), root)
         finally:
-            self._running = False
+            CoScaling.trying = False
         self.settle()
         if all(gauge.verified for gauge in self.gauges.values()):
             self._modes.add(root.training)
@@ -151,6 +167,10 @@ class CoScaling:
             halved = run(index, base)
             for layer, degree in halved.degrees.items():
                 layer.degrees[index] = degree
+                if degree and CO_SCALED.setdefault(layer.module, self) is not self:
+                    raise ValueError(
+                        f"norm layer {layer.name!r} must follow the weights of one ExpLR, got two: give them one optimizer"
+                    )
             if index not in self.excused or halved.mixed:
                 self._compare(base, halved, run, index, root)
             # a group that no layer sees may take no part in this forward pass
@@ -189,8 +209,6 @@ class CoScaling:
     ) -> Run:
         """One run; if the index of a group is given, with its weights halved, or drawn anew."""
         run, layers = Run(base), {layer.module: layer for layer in self.layers}
-        for layer in self.layers:
-            layer.set_eps(layer.scale)
         handles = []
         for name, module in root.named_modules():
             after = functools.partial(run.after, name, layers.get(module))
@@ -212,8 +230,7 @@ class CoScaling:
                 torch.clear_autocast_cache()
                 for handle in handles:
                     handle.remove()
-                for layer in self.layers:
-                    layer.set_eps(layer.scale)
+                run.give_back()
             buffers = {f"buffer {n!r}": b.clone() for n, b in root.named_buffers() if b.is_floating_point()}
         run.tensors = {f"output {i}": t for i, t in enumerate(outputs)} | buffers
         return run
@@ -241,7 +258,7 @@ class CoScaling:
     def _refuse(self, layer: NormLayer, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Raise ValueError where the layer would compute something else than in the run with weight decay."""
         moved = any(gauge.moved for gauge in self.gauges.values())
-        if moved and not self._running and module is layer.module and input_norm(args, kwargs) != 0.0:
+        if moved and not CoScaling.trying and module is layer.module and input_norm(args, kwargs) != 0.0:
             raise ValueError(
                 f"norm layer {layer.name!r} must take part in a forward pass before the first step, so that its scale "
                 "can be measured, got its first call now: call the model once in a way that reaches it (in eval mode?)"
@@ -254,8 +271,9 @@ class CoScaling:
     def settle(self) -> None:
         """Give every layer the eps of the gauges' scales; running statistics have them already."""
         for layer in self.layers:
-            layer.scale = self._target(layer)
-            layer.set_eps(layer.scale)
+            if layer.follows:
+                layer.scale = self._target(layer)
+                layer.set_eps(layer.scale)
 
     def update(self) -> None:
         """Move eps and running statistics of every layer to the present scales of the gauges."""

@@ -35,25 +35,35 @@ class NormLayer:
         self.rounding = torch.finfo(torch.float32).eps
 
     @property
+    def follows(self) -> bool:
+        """Whether its input has a scale."""
+        return any(self.degrees.values())
+
+    @property
     def eps(self) -> float | None:
-        """The eps that the module was made with; None where it has none, or takes RMSNorm's default."""
-        if self.attribute is None:
-            return None
-        value = vars(self.module).get(ORDINARY, getattr(self.module, self.attribute))
+        """The eps that it has now; None where it has none, or takes RMSNorm's default."""
+        value = None if self.attribute is None else getattr(self.module, self.attribute)
         return None if value is None else float(value)
+
+    def multiply_eps(self, ratio: float) -> None:
+        """Bring the eps to an input that is ratio times as large, for a time."""
+        if self.attribute is not None:
+            setattr(self.module, self.attribute, (self.eps or self.default()) * ratio**self.power)
+
+    def default(self) -> float:
+        """What stands for an eps that is None."""
+        return self.rounding if self.eps is None else 0.0
 
     def set_eps(self, scale: float) -> None:
         """Write the eps of this scale into the module; a scale of 1 gives back what was there."""
         if self.attribute is None:
             return
-        eps, known = self.eps, vars(self.module)
+        eps = vars(self.module).setdefault(ORDINARY, self.eps)
+        setattr(self.module, self.attribute, eps)
         if scale == 1.0:
-            known.pop(ORDINARY, None)
-            setattr(self.module, self.attribute, eps)
-            return
-        known.setdefault(ORDINARY, eps)
-        eps = self.rounding if eps is None else eps
-        setattr(self.module, self.attribute, eps * scale**self.power)
+            del vars(self.module)[ORDINARY]
+        else:
+            self.multiply_eps(scale)
 
     def statistics(self) -> list[tuple[Tensor, int]]:
         """The running statistics, with their degrees."""

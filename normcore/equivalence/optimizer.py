@@ -303,7 +303,7 @@ class ExpLR:
         for gauge in self.gauges.values():
             gauge.unhook()
         if self.norms is not None:
-            self.norms.close()
+            self.norms.leave()
             reshard(self.norms.model)
         for handle in self._handles:
             handle.remove()

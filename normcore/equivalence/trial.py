@@ -25,6 +25,7 @@ class Run:
         self.inputs: dict[str, list[float]] = defaultdict(list)
         self.outputs: dict[str, list[float]] = defaultdict(list)
         self.degrees: dict[NormLayer, int] = {}
+        self.eps: dict[NormLayer, float | None] = {}
         self.mixed = ""
         self.tensors: dict[str, Tensor] = {}
         """The model's outputs, and its buffers afterwards."""
@@ -39,8 +40,9 @@ class Run:
             )  # half precision is computed in float32
             return
         ratio = 0.5 ** self._degree(layer, norm, self.base.inputs[layer.name])
+        self.eps[layer] = layer.eps
         layer.scale_statistics(ratio)
-        layer.set_eps(layer.scale * ratio)
+        layer.multiply_eps(ratio)
 
     def _degree(self, layer: NormLayer, norm: float, base: list[float]) -> int:
         """The degree of this call's input: an integer, and that of the other calls."""
@@ -73,17 +75,24 @@ class Run:
             ratio = 0.5 ** self.degrees.get(layer, 0)
             layer.scale_statistics(1.0 / ratio)
             expected = self.base.outputs[name][len(self.outputs[name])]
-            if norm != expected and layer.power == 2 and layer.eps and not layer.statistics():
+            if norm != expected and layer.power == 2 and self.eps[layer] and not layer.statistics():
                 layer.power = 1
-                layer.set_eps(layer.scale * ratio)
+                self.give_back()
+                layer.multiply_eps(ratio)
                 again = module.forward(*args, **kwargs)
                 if abs(_output_norm(again) - expected) < abs(norm - expected):
                     output, norm = again, _output_norm(again)
                 else:
                     layer.power = 2
-            layer.set_eps(layer.scale)
+            self.give_back()
         self.outputs[name].append(norm)
         return output
+
+    def give_back(self) -> None:
+        """Let layers have the eps of before."""
+        for layer, eps in self.eps.items():
+            if layer.attribute is not None:
+                setattr(layer.module, layer.attribute, eps)
 
     def gap(self, other: "Run") -> tuple[float, str]:
         """The largest relative difference of outputs or buffers, and where it is."""

@@ -94,6 +94,17 @@ def test_a_copy_of_a_co_scaled_layer_knows_the_eps_it_was_made_with():
     layer = NormLayer("", nn.LayerNorm(3, eps=0.5))
     layer.set_eps(2.0)
     twin = NormLayer("", copy.deepcopy(layer.module))
-    assert twin.module.eps == 2.0 and twin.eps == 0.5
+    assert twin.eps == 2.0
+    twin.set_eps(3.0)
+    assert twin.eps == 4.5 and layer.module.eps == 2.0
     twin.set_eps(1.0)
-    assert twin.module.eps == 0.5 and layer.module.eps == 2.0
+    assert twin.module.eps == 0.5 and vars(twin.module).keys() == vars(nn.LayerNorm(3)).keys()
+
+
+@pytest.mark.parametrize("eps", [None, 0.0, 1e-6])
+def test_the_eps_at_a_scale(eps):
+    layer = NormLayer("", nn.RMSNorm(3, eps=eps))
+    layer.set_eps(2.0), layer.set_eps(3.0)
+    assert layer.eps == 9 * (torch.finfo(torch.float32).eps if eps is None else eps)
+    layer.set_eps(1.0)
+    assert layer.module.eps is eps

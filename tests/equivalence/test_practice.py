@@ -1,17 +1,17 @@
 """What people do, one situation a test: the run equals the plain one up to rounding, or the error is clear."""
 
+import contextlib
 import copy
 import io
 import pickle
 import random
-import warnings
 
 import numpy as np
 import own_norms
 import pytest
 import torch
 from helpers import VISIBLE
-from nets import BATCH, CLASSES, DIM, WIDTH, batches, eval_gap, groups, logit_gap, net, pair, step
+from nets import CLASSES, DIM, WIDTH, batches, eval_gap, groups, logit_gap, net, pair, step
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, lr_scheduler
@@ -184,6 +184,8 @@ def test_a_fresh_bias_outside_the_group_is_refused_though_it_is_zero():
 def test_rms_norm_in_half_precision_keeps_its_function(dtype):
     """The default eps of half precision is that of float32."""
     model = net_with(lambda: nn.RMSNorm(WIDTH), dtype=dtype)
+    with torch.no_grad():
+        model[3].weight.mul_(0.1)
     optimizer = SGD(groups(model), lr=0.5, weight_decay=0.5)
     nc.ExpLR(optimizer, model)
     x = next(batches(1, dtype=dtype))[0]
@@ -194,8 +196,8 @@ def test_rms_norm_in_half_precision_keeps_its_function(dtype):
         optimizer.param_groups[1].update(lr=0.0)
         optimizer.step()
         after = model(x).double()
-        assert model[1].eps == torch.finfo(torch.float32).eps / 0.75**2
-        model[1].eps = torch.finfo(dtype).eps / 0.75**2
+        assert model[4].eps == torch.finfo(torch.float32).eps / 0.75**2
+        model[4].eps = torch.finfo(dtype).eps / 0.75**2
         guessed = model(x).double()
     gaps = [float((output - before).norm() / before.norm()) for output in (after, guessed)]
     assert gaps[0] < 2 * torch.finfo(dtype).eps and gaps[1] > 4 * torch.finfo(dtype).eps
@@ -441,3 +443,700 @@ def test_under_autocast():
             optimizer.step()
         runs.append((output.detach().float(), model[1].eps))
     assert float((runs[0][0] - runs[1][0]).abs().max()) < 0.05 and runs[1][1] > 1.001e-2
+
+
+# ---------------------------------------------------------------- attached twice: 01, A3
+
+
+def test_attaching_twice_is_refused():
+    models, optimizers = pair(MAKE["sgd"])
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    with pytest.raises(
+        ValueError, match="no ExpLR has converted, got those of another in group 0: call detach"
+    ):
+        nc.ExpLR(optimizers[1], models[1])
+    with pytest.raises(ValueError, match="no ExpLR has converted"):
+        nc.ExpLR(MAKE["sgd"](groups(models[1])), models[1])  # a cell that makes the optimizer ran twice
+    assert logit_gap(models, optimizers, 20) < GAP
+    exp_lr.detach()
+    nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 20, skip=20) < GAP
+
+
+def test_two_optimizers_on_one_model():
+    models = [net(eps=1e-2), net(eps=1e-2)]
+    pairs = []
+    for model in models:
+        first, second = model[0].weight, model[3].weight
+        rest = [p for p in model.parameters() if p is not first and p is not second]
+        pairs.append(
+            (
+                SGD([{"params": [first], "scale_invariant": True}, {"params": rest}], momentum=0.9, **HARD),
+                AdamW([{"params": [second], "scale_invariant": True}], lr=0.01, weight_decay=0.3),
+            )
+        )
+    for optimizer in pairs[1]:
+        nc.ExpLR(optimizer, models[1])
+    for x, y in batches(40):
+        for model, optimizers in zip(models, pairs, strict=True):
+            model.zero_grad()
+            cross_entropy(model(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert eval_gap(models) < GAP
+
+
+def test_two_optimizers_that_feed_one_layer_are_refused():
+    model = nn.Sequential(
+        nn.Linear(DIM, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False), nn.LayerNorm(WIDTH)
+    )
+    optimizers = [SGD([{"params": [model[i].weight], "scale_invariant": True}], **HARD) for i in (0, 1)]
+    exp_lrs = [nc.ExpLR(optimizer, model) for optimizer in optimizers]
+    x = next(batches(1, dtype=torch.float32))[0]
+    with pytest.raises(ValueError, match="norm layer '2' must follow the weights of one ExpLR, got two"):
+        model(x)
+    exp_lrs[0].detach()
+    model(x)
+
+
+# ---------------------------------------------------------------- steps that raise: A1, A2
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("where", ["closure", "update"])
+def test_a_step_that_raises_leaves_nothing_changed(name, where):
+    models, optimizers = pair(MAKE[name])
+    nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 5)
+    x, y = next(batches(1, seed=7))
+    for model in models:
+        cross_entropy(model(x), y).backward()
+    optimizer, model = optimizers[1], models[1]
+    before = snapshot(model, optimizer)
+    if where == "closure":
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step(fail)
+    else:
+        maximize = optimizer.param_groups[0].pop("maximize")
+        with pytest.raises(KeyError):
+            optimizer.step()
+        optimizer.param_groups[0]["maximize"] = maximize
+    assert_same(before, snapshot(model, optimizer))
+    for o in optimizers:
+        o.param_groups[0]["lr"] *= 0.5  # what a scheduler does in between counts
+    assert logit_gap(models, optimizers, 20, skip=5) < GAP
+
+
+def fail():
+    raise RuntimeError("out of memory")
+
+
+def snapshot(model, optimizer):
+    """The tagged group, its weights, gradients and buffers."""
+    group = optimizer.param_groups[0]
+    tensors = [t.clone() for p in group["params"] for t in (p.detach(), p.grad)]
+    tensors += [v.clone() for p in group["params"] for k, v in optimizer.state[p].items() if k != "step"]
+    return {k: v for k, v in group.items() if k != "params"}, tensors
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    for a, b in zip(one[1], other[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-15, atol=0.0)
+
+
+def test_a_closure_sees_what_the_user_set():
+    """Lightning runs the training step inside `optimizer.step`."""
+    models, optimizers = pair(MAKE["sgd"])
+    nc.ExpLR(optimizers[1], models[1])
+    seen = []
+    for x, y in batches(20):
+        for model, optimizer in zip(models, optimizers, strict=True):
+
+            def closure(model=model, optimizer=optimizer):
+                optimizer.zero_grad()
+                loss = cross_entropy(model(x), y)
+                loss.backward()
+                seen.append(
+                    (
+                        optimizer.param_groups[0]["lr"],
+                        float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)),
+                    )
+                )
+                return loss
+
+            assert optimizer.step(closure=closure) is not None
+    assert {lr for lr, _ in seen} == {0.1}
+    assert [norm for _, norm in seen[::2]] == pytest.approx([norm for _, norm in seen[1::2]], rel=1e-8)
+    assert eval_gap(models) < GAP
+
+
+# ---------------------------------------------------------------- gradients, for whoever looks: F3, A13
+
+
+LOOKS = {
+    "clip_grad_norm_": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.3),
+    "clip_grad_value_": lambda model: nn.utils.clip_grad_value_(model.parameters(), 0.01),
+    "noise": lambda model: add_noise(model),
+    "adaptive clipping of the head": lambda model: model[6].weight.grad.clamp_(-0.01, 0.01),
+}
+
+
+@torch.no_grad()
+def add_noise(model):
+    """Gradient noise of a fixed size."""
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.grad.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype), alpha=1e-3)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("name", MAKE)
+def test_gradients_are_ordinary_for_whoever_looks(look, name):
+    models, optimizers = pair(MAKE[name])
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    for x, y in batches(40):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            for half in (slice(8), slice(8, None)):  # accumulated
+                cross_entropy(model(x[half]), y[half]).backward()
+            LOOKS[look](model)
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-9)
+        for optimizer in optimizers:
+            optimizer.step()
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-9)  # and after the step
+    assert eval_gap(models) < GAP and exp_lr.scale() < 0.9
+
+
+def test_gradients_of_a_scaler_and_of_autograd():
+    models, optimizers = pair(MAKE["sgd"])
+    nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 20)
+    x, y = next(batches(1, seed=5))
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in models]
+    grads, norms = [], []
+    for model, optimizer, scaler in zip(models, optimizers, scalers, strict=True):
+        grads.append(torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters())))
+        optimizer.zero_grad()
+        scaler.scale(cross_entropy(model(x), y)).backward()
+        scaler.unscale_(optimizer)
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.1)))
+        scaler.step(optimizer)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    assert eval_gap(models) < GAP
+
+
+def test_weights_that_are_frozen_and_trained_again():
+    models, optimizers = pair(MAKE["sgd"])
+    for model in models:
+        model[3].weight.requires_grad_(False)
+    nc.ExpLR(optimizers[1], models[1])
+    for t, batch in enumerate(batches(40)):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model[3].weight.requires_grad_(t % 10 > 4)
+            step(model, optimizer, batch)
+    assert eval_gap(models) < GAP
+
+
+# ---------------------------------------------------------------- weights, for whoever reads or moves them: 05, 26, 27
+
+
+def ordinary(exp_lr):
+    """The context, or none for the plain run."""
+    return contextlib.nullcontext() if exp_lr is None else exp_lr.ordinary_weights()
+
+
+def train_two(each, name="sgd", steps=30, **options):
+    """Train a plain and a converted run; `each(model, optimizer, exp_lr, batch)` does a step; returns its last values."""
+    models, optimizers = pair(MAKE[name], **options)
+    gauges = [None, nc.ExpLR(optimizers[1], models[1])]
+    values = [None, None]
+    for batch in batches(steps):
+        for i in (0, 1):
+            values[i] = each(models[i], optimizers[i], gauges[i], batch)
+    return models, values, gauges[1]
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_averages_of_weights_and_the_run_beside_them(name):
+    averages = {}
+
+    def each(model, optimizer, exp_lr, batch):
+        step(model, optimizer, batch)
+        with ordinary(exp_lr):
+            if exp_lr not in averages:
+                averages[exp_lr] = AveragedModel(
+                    model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+                )
+            averages[exp_lr].update_parameters(model)
+
+    models, _, _ = train_two(each, name, eps=1e-2)
+    assert eval_gap(models) < GAP
+    assert eval_gap(list(averages.values())) < GAP
+    for p, q in zip(*(a.module.parameters() for a in averages.values()), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
+
+    alone, optimizers = pair(MAKE[name], eps=1e-2)
+    nc.ExpLR(optimizers[1], alone[1])
+    logit_gap(alone, optimizers, 30)
+    for key, value in alone[1].state_dict().items():  # whoever only reads changes no bit
+        assert torch.equal(value, models[1].state_dict()[key]), key
+
+
+def test_control_averages_outside_the_context_are_others():
+    averages = {}
+
+    def each(model, optimizer, exp_lr, batch):
+        step(model, optimizer, batch)
+        averages.setdefault(exp_lr, AveragedModel(model)).update_parameters(model)
+
+    train_two(each, eps=1e-2)
+    assert eval_gap(list(averages.values())) > VISIBLE
+
+
+def test_the_laboratory_s_average():
+    lab = pytest.importorskip("normcore.lab")
+    x, y = torch.cat([x for x, _ in batches(20, seed=8)]), torch.cat([y for _, y in batches(20, seed=8)])
+    swa = {}
+
+    def each(model, optimizer, exp_lr, batch):
+        step(model, optimizer, batch)
+        with ordinary(exp_lr):
+            return swa.setdefault(exp_lr, lab.SWA(x, y))(model)
+
+    _, values, _ = train_two(each, eps=1e-2)
+    assert values[0] == values[1]
+    states = [probe.state_dict() for probe in swa.values()]
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=1e-8, atol=1e-10)
+
+
+@torch.no_grad()
+def clip_by_the_weights(model, ratio=0.02):
+    """Adaptive gradient clipping."""
+    for p in model.parameters():
+        largest = ratio * p.norm().clamp_min(1e-3)
+        p.grad.mul_((largest / p.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
+
+
+def test_adaptive_gradient_clipping():
+    def each(model, optimizer, exp_lr, batch):
+        optimizer.zero_grad()
+        cross_entropy(model(batch[0]), batch[1]).backward()
+        with ordinary(exp_lr):
+            clip_by_the_weights(model)
+        optimizer.step()
+
+    assert eval_gap(train_two(each)[0]) < GAP
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("whole", [False, True])
+def test_sharpness_aware_steps(name, whole):
+    """Both halves within the context, the optimizer's step too, or outside of it."""
+
+    def each(model, optimizer, exp_lr, batch):
+        optimizer.zero_grad()
+        cross_entropy(model(batch[0]), batch[1]).backward()
+        with ordinary(exp_lr), torch.no_grad():
+            kept = [p.clone() for p in model.parameters()]
+            norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+            for p in model.parameters():
+                p.add_(p.grad, alpha=float(0.05 / norm))
+        optimizer.zero_grad()
+        cross_entropy(model(batch[0]), batch[1]).backward()
+        with ordinary(exp_lr):
+            for p, old in zip(model.parameters(), kept, strict=True):
+                p.data = old
+            if whole:
+                optimizer.step()
+        if not whole:
+            optimizer.step()
+
+    assert eval_gap(train_two(each, name, eps=1e-2)[0]) < GAP
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_weights_may_be_moved_within_the_context(name):
+    def each(model, optimizer, exp_lr, batch):
+        step(model, optimizer, batch)
+        with ordinary(exp_lr), torch.no_grad():
+            model[0].weight.data.clamp_(-0.3, 0.3)
+
+    models, _, exp_lr = train_two(each, name, eps=1e-2)
+    assert eval_gap(models) < GAP and exp_lr.scale() < 0.95
+
+
+def test_a_checkpoint_within_the_context_is_one_of_the_run_with_weight_decay():
+    models, optimizers = pair(MAKE["nesterov"], eps=1e-2)
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 20)
+    with exp_lr.ordinary_weights():
+        states = copy.deepcopy([models[1].state_dict(), optimizers[1].state_dict()])
+        for key, value in models[0].state_dict().items():
+            torch.testing.assert_close(value, states[0][key], rtol=1e-8, atol=1e-10)
+        assert models[1][1].eps == 1e-2 and exp_lr.scale() == 1.0
+    assert exp_lr.scale() < 0.9 and models[1][1].eps > 1e-2
+    models[1] = net(eps=1e-2, seed=9)
+    optimizers[1] = MAKE["nesterov"](groups(models[1]))
+    models[1].load_state_dict(states[0]), optimizers[1].load_state_dict(states[1])
+    assert logit_gap(models, optimizers, 30, skip=20) < GAP
+
+
+def test_the_scale_is_that_of_the_weights_now():
+    models, optimizers = pair(lambda g: SGD(g, lr=0.1, weight_decay=0.5, momentum=0.5), norm="layer")
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 40)
+    assert exp_lr.gauges[0].doublings >= 2
+    torch.testing.assert_close(
+        models[0][0].weight, exp_lr.scale() * models[1][0].weight, rtol=1e-8, atol=1e-10
+    )
+    with pytest.raises(ValueError, match="group must be the index of a tagged group"):
+        exp_lr.scale(1)
+
+
+# ---------------------------------------------------------------- states: 04, 04b, 28, A12, A17, F12
+
+
+def tried_and_rolled_back(with_gauge):
+    """A rate finder: train at other rates, then give model and optimizer their states back."""
+    models, optimizers = pair(MAKE["sgd"], eps=1e-2)
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    runs = list(zip(models, optimizers, strict=True))
+    kept = [copy.deepcopy((m.state_dict(), o.state_dict())) for m, o in runs]
+    gauge = exp_lr.state_dict()
+    for t, batch in enumerate(batches(30, seed=4)):
+        for model, optimizer in runs:
+            optimizer.param_groups[0]["lr"] = 1e-3 * 1.2**t
+            step(model, optimizer, batch)
+    assert exp_lr.scale() < 1.0
+    for (model, optimizer), (weights, state) in zip(runs, kept, strict=True):
+        model.load_state_dict(weights), optimizer.load_state_dict(state)
+    if with_gauge:
+        exp_lr.load_state_dict(gauge)
+    return models, optimizers
+
+
+@pytest.mark.parametrize("with_gauge", [False, True])
+def test_a_rate_finder_that_restores_the_states(with_gauge):
+    models, optimizers = tried_and_rolled_back(with_gauge)
+    assert models[1][1].eps == 1e-2
+    assert eval_gap(models) == 0.0
+    assert logit_gap(models, optimizers, 50) < GAP
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_the_optimizer_s_state_brings_the_gauge(name):
+    """Resumed as if there were no ExpLR: its own state is forgotten."""
+    models, optimizers = pair(MAKE[name], eps=1e-2)
+    nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 20)
+    file = io.BytesIO()
+    torch.save([models[1].state_dict(), optimizers[1].state_dict()], file)
+    file.seek(0)
+    models[1] = net(eps=1e-2, seed=9)
+    optimizers[1] = MAKE[name](groups(models[1]))
+    nc.ExpLR(optimizers[1], models[1])
+    for thing, state in zip((models[1], optimizers[1]), torch.load(file, weights_only=True), strict=True):
+        thing.load_state_dict(state)
+    assert eval_gap(models) < GAP
+    assert logit_gap(models, optimizers, 30, skip=20) < GAP
+
+
+def test_converted_weights_are_not_trained_without_a_gauge():
+    model = net(eps=1e-2)
+    optimizer = MAKE["sgd"](groups(model))
+    nc.ExpLR(optimizer, model)
+    for batch in batches(5):
+        step(model, optimizer, batch)
+    states = model.state_dict(), optimizer.state_dict()
+    model = net(eps=1e-2)
+    optimizer = MAKE["sgd"](groups(model))
+    model.load_state_dict(states[0]), optimizer.load_state_dict(states[1])
+    with pytest.raises(ValueError, match="optimizer must have an ExpLR attached"):
+        step(model, optimizer, batch)
+    nc.ExpLR(optimizer, model).detach()
+    step(model, optimizer, batch)
+
+
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+def test_half_a_state_is_refused(what):
+    models, optimizers = pair(MAKE["sgd"], eps=1e-2)
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 5)
+    things = {"model": models[1], "optimizer": optimizers[1]}
+    kept = {name: copy.deepcopy(thing.state_dict()) for name, thing in things.items()}
+    logit_gap(models, optimizers, 15, skip=5)
+    things[what].load_state_dict(kept[what])
+    alone = "model" if what == "model" else "gauge"
+    for call in (lambda: models[1](next(batches(1))[0]), optimizers[1].step):
+        with pytest.raises(ValueError, match=f"must be loaded together, got the {alone} alone"):
+            call()
+    for name, thing in things.items():
+        thing.load_state_dict(kept[name])
+    models[0] = net(eps=1e-2)
+    optimizers[0] = MAKE["sgd"](groups(models[0]))
+    for batch in batches(5):
+        step(models[0], optimizers[0], batch)
+    assert logit_gap(models, optimizers, 30, skip=5) < GAP and exp_lr.scale() < 0.9
+
+
+def test_ordinary_weights_may_be_loaded_within_the_context():
+    models, optimizers = pair(MAKE["sgd"], eps=1e-2)
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 20)
+    for model, exp in zip(models, (None, exp_lr), strict=True):
+        with ordinary(exp):
+            model.load_state_dict(net(eps=1e-2, seed=5).state_dict())
+    assert logit_gap(models, optimizers, 30, skip=20) < GAP
+
+
+def test_the_training_loop_resumes_though_it_was_not_told_of_exp_lr(tmp_path):
+    lab = pytest.importorskip("normcore.lab")
+    runs = []
+    for exp_lr_given in (True, False):
+        folder = tmp_path / str(exp_lr_given)
+        for stop in (20, 40):  # the second call goes on from the first's checkpoint
+            model = net(eps=1e-2)
+            optimizer = MAKE["sgd"](groups(model))
+            exp_lr = nc.ExpLR(optimizer, model)
+            given = {"exp_lr": exp_lr} if exp_lr_given else {}
+            probes = {"stop": Stop(stop)}
+            options = dict(checkpoint=folder, checkpoint_every=10, probes=probes, progress=False, **given)
+            with pytest.raises(KeyboardInterrupt) if stop == 20 else contextlib.nullcontext():
+                history = lab.train(model, optimizer, list(batches(40)), **options)
+        runs.append(history.loss)
+    assert np.array_equal(*runs)
+
+
+class Stop:
+    """A probe that ends the run after some readings."""
+
+    def __init__(self, last):
+        self.last, self.readings = last, 0
+
+    def __call__(self, model):
+        self.readings += 1
+        if self.readings > self.last + 1:
+            raise KeyboardInterrupt
+        return 0.0
+
+
+# ---------------------------------------------------------------- copies
+
+
+COPY = {"deepcopy": copy.deepcopy, "pickle": lambda pair: pickle.loads(pickle.dumps(pair))}
+
+
+@pytest.mark.parametrize("how", COPY)
+@pytest.mark.parametrize("name", MAKE)
+def test_a_copied_pair_goes_on_with_an_exp_lr_of_its_own(how, name):
+    models, optimizers = pair(MAKE[name], eps=1e-2)
+    nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 20)
+    models[1], optimizers[1] = COPY[how]((models[1], optimizers[1]))
+    with pytest.raises(ValueError, match="optimizer must have an ExpLR attached, got one with weights that"):
+        optimizers[1].step()
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    assert exp_lr.scale() < 1.0
+    assert logit_gap(models, optimizers, 20, skip=20) < GAP
+    exp_lr.detach()
+    assert models[1][1].eps == 1e-2
+    assert logit_gap(models, optimizers, 20, skip=40) < GAP
+
+
+@pytest.mark.parametrize("how", COPY)
+def test_a_copied_model_is_a_model_and_no_more(how):
+    models, optimizers = pair(MAKE["sgd"], eps=1e-2)
+    nc.ExpLR(optimizers[1], models[1])
+    early = COPY[how](models[1])
+    early(next(batches(1))[0])
+    assert nc.ExpLR is type(nc.ExpLR(SGD(groups(early), **HARD), early))  # nothing came along
+    logit_gap(models, optimizers, 20)
+    late = COPY[how](models[1])
+    assert eval_gap([models[0], late]) < GAP
+    with pytest.raises(TypeError, match="ExpLR cannot be copied: copy model and optimizer together"):
+        COPY[how](nc.ExpLR(SGD(groups(late), **HARD)))
+
+
+# ---------------------------------------------------------------- optimizers: 22, 35, 37, 43, A4, A5, F11
+
+
+class Logged(SGD):
+    """A step of its own around torch's."""
+
+    def step(self, closure=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().step(closure)
+
+
+class Outside(SGD):
+    """Decay beside the update, in a subclass of SGD."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("velocity", torch.zeros_like(p))
+                buffer.mul_(group["momentum"]).add_(p.grad)
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(buffer, alpha=group["lr"])
+
+
+class Sign(torch.optim.Optimizer):
+    """Lion."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(torch.sign(first * mean + (1 - first) * p.grad), alpha=group["lr"])
+                mean.lerp_(p.grad, 1 - second)
+
+
+DECLARED = {
+    "super().step()": (lambda g: Logged(g, momentum=0.9, **HARD), "sgd"),
+    "super().step(), nesterov": (lambda g: Logged(g, momentum=0.9, nesterov=True, **HARD), "nesterov"),
+    "decay outside": (lambda g: Outside(g, lr=0.1, momentum=0.9, weight_decay=0.1), "sgdw"),
+    "Lion": (lambda g: Sign(g, lr=0.003, weight_decay=1.0), "lion"),
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_step_of_its_own_is_refused_and_exact_when_its_rule_is_declared(name):
+    make, rule = DECLARED[name]
+    models, optimizers = pair(make, norm="layer", eps=1e-2)
+    with pytest.raises(TypeError, match="say so: rule="):
+        nc.ExpLR(optimizers[1], models[1])
+    exp_lr = nc.ExpLR(optimizers[1], models[1], rule=rule)
+    SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # from now on torch fires the hooks of the inner step, too
+    assert logit_gap(models, optimizers, 40) < GAP
+    assert exp_lr.log_scale() == pytest.approx(
+        nc.equivalent_schedule(
+            optimizers[1].param_groups[0]["lr"],
+            optimizers[1].param_groups[0]["weight_decay"],
+            0.9 if rule in ("sgd", "nesterov") else 0.0,
+            nesterov=rule == "nesterov",
+            decoupled=rule in ("sgdw", "lion"),
+            steps=40,
+        ).log_scale[-1],
+        rel=1e-12,
+    )
+
+
+def test_a_nested_step_that_raises():
+    models, optimizers = pair(DECLARED["super().step(), nesterov"][0])
+    nc.ExpLR(optimizers[1], models[1], rule="nesterov")
+    logit_gap(models, optimizers, 5)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizers[1].step(fail)
+    assert logit_gap(models, optimizers, 20, skip=5) < GAP
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="optimizer must be one of .*, got 'rmsprop'"):
+        nc.ExpLR(Sign(groups(net())), rule="rmsprop")
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon():
+    """Its update is computed in bfloat16, which magnifies one rounding to 1e-3: the ruler is a rounding's twin."""
+
+    def make(both):
+        return torch.optim.Muon([{**both[0]}], lr=0.02, weight_decay=1.0)
+
+    model = net_with(lambda: nn.LayerNorm(WIDTH, eps=1e-2))
+    assert roundings(model, make, 30) < 10
+
+
+class Accelerated(torch.optim.Optimizer):
+    """What a trainer makes of an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+def test_a_wrapped_optimizer():
+    models, optimizers = pair(MAKE["sgd"])
+    nc.ExpLR(Accelerated(optimizers[1]), models[1])
+    for x, y in batches(30):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+        optimizers[0].step()
+        Accelerated(optimizers[1]).step()
+    assert eval_gap(models) < GAP
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_as_rate_stays_one_and_a_compiled_step_compiles_once(dtype):
+    rates, seen = [torch.tensor(0.1, dtype=dtype) for _ in range(2)], set()
+    models = [net(eps=1e-2), net(eps=1e-2)]
+    optimizers = [
+        SGD(groups(model), lr=rate, momentum=0.9, weight_decay=1e-2, foreach=True)
+        for model, rate in zip(models, rates, strict=True)
+    ]
+    nc.ExpLR(optimizers[1], models[1])
+    optimizers[1].register_step_pre_hook(lambda o, *_: seen.add(id(o.param_groups[0]["lr"])))
+    torch._dynamo.reset()
+    compiled = torch.compile(optimizers[1].step, backend="eager")
+    schedulers = [lr_scheduler.ExponentialLR(o, 0.99) for o in optimizers]
+    counts = []
+    for x, y in batches(16):
+        for model, optimizer, take in zip(models, optimizers, (optimizers[0].step, compiled), strict=True):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            take()
+        for scheduler in schedulers:
+            scheduler.step()
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert eval_gap(models) < GAP
+    assert optimizers[1].param_groups[0]["lr"] is rates[1]
+    assert len(seen) == 1
+    assert counts[-1] == counts[4]
+
+
+# ---------------------------------------------------------------- groups that come later: 20, A16
+
+
+def test_a_group_that_is_added_in_mid_run_is_converted_and_resumes():
+    def parts(model):
+        first, second = model[0].weight, model[3].weight
+        rest = [p for p in model.parameters() if p is not first and p is not second]
+        return (
+            {"params": [first], "scale_invariant": True},
+            {"params": rest},
+            {"params": [second], "scale_invariant": True},
+        )
+
+    models = [net(eps=1e-2), net(eps=1e-2)]
+    optimizers = [SGD(parts(m)[:2], momentum=0.9, **HARD) for m in models]
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 10) < GAP
+    for model, optimizer in zip(models, optimizers, strict=True):
+        optimizer.add_param_group({**parts(model)[2], "lr": 0.05})
+    assert logit_gap(models, optimizers, 20, skip=10) < GAP
+    assert exp_lr.log_scale(2) < 0 and exp_lr.log_scale(2) > exp_lr.log_scale(0)
+
+    states = [copy.deepcopy(thing.state_dict()) for thing in (models[1], optimizers[1], exp_lr)]
+    models[1] = net(eps=1e-2, seed=9)
+    optimizers[1] = SGD(parts(models[1])[:2], momentum=0.9, **HARD)
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    with pytest.raises(ValueError, match=r"state must hold the tagged groups \[0\], got \[0, 2\]"):
+        exp_lr.load_state_dict(states[2])
+    optimizers[1].add_param_group(parts(models[1])[2])
+    for thing, state in zip((models[1], optimizers[1], exp_lr), states, strict=True):
+        thing.load_state_dict(state)
+    assert logit_gap(models, optimizers, 30, skip=30) < GAP
