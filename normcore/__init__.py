@@ -9,11 +9,10 @@ from normcore.catapult.phases import lr_phases
 from normcore.curvature.hessian import SharpnessMonitor, hessian_top_eigenvalue
 from normcore.curvature.ntk import ntk_top_eigenvalue
 from normcore.curvature.operator import EigenResult
-from normcore.equivalence.buffers import follow
 from normcore.equivalence.checkpoint import convert_checkpoint
 from normcore.equivalence.gauge import growth_factor
 from normcore.equivalence.optimizer import ExpLR
-from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule
+from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule, follow
 from normcore.equivalence.theorems import equivalent_weight_decay, exponential_lr, texp, texp_plus_plus
 from normcore.invariance.degrees import norm_input_degrees
 from normcore.invariance.groups import param_groups

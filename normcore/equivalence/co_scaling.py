@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from normcore.equivalence.group_gauge import GroupGauge
-from normcore.equivalence.norm_layers import ORDINARY, NormLayer, norm_layers
-from normcore.equivalence.trial import Run, input_norm
+from normcore.equivalence.group_gauge import GroupGauge, is_moved
+from normcore.equivalence.norm_layers import ORDINARY, NormLayer, Run, input_norm, norm_layers
 from normcore.invariance.probing import tensors_in, untouched
 from normcore.invariance.report import scale_invariance
 from normcore.sharded import is_sharded, parts, reshard
@@ -82,7 +81,7 @@ class CoScaling:
     """The layers of a model that follow the scales of the gauges, and the trial which shows that they do.
 
     It takes place at the first forward pass in train mode and again in eval mode, of the outermost module that
-    holds all tagged weights. Model, buffers and generators are afterwards as before.
+    holds all tagged weights. Model, buffers and generators are afterwards as before. Without a model all of it is idle.
     """
 
     trying = False
@@ -90,15 +89,16 @@ class CoScaling:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         gauges: Mapping[int, GroupGauge],
         excused: Set[int] = frozenset(),
         before_trial: Callable[[], None] = lambda: None,
     ) -> None:
-        reshard(model)  # whole weights, registered after a forward pass, are not the optimizer's
-        self.model, self.gauges, self.excused, self.before_trial = model, gauges, excused, before_trial
-        self.named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self.layers = norm_layers(model)
+        self.gauges, self.excused, self.before_trial = gauges, excused, before_trial
+        self.known, self.model = model is not None, model or nn.Module()
+        reshard(self.model)  # whole weights, registered after a forward pass, are not the optimizer's
+        self.named: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        self.layers = norm_layers(self.model)
         for layer in self.layers:
             if layer.module not in CO_SCALED and ORDINARY in vars(layer.module):
                 layer.set_eps(1.0)  # the model is a copy
@@ -110,12 +110,16 @@ class CoScaling:
         """The converted weights."""
         return {p for gauge in self.gauges.values() for p in gauge.group["params"]}
 
+    def names(self, index: int) -> list[str] | None:
+        """The model's names of a group's weights."""
+        return [self.named[p] for p in self.gauges[index].group["params"]] if self.known else None
+
     def watch(self) -> None:
         """Wait for a forward pass, of whichever module that holds all tagged weights is called."""
         self.close()
         self._modes: set[bool] = set()
         tagged, hook = self.tagged(), Watch(torch.compiler.disable(self._on_forward))
-        if not tagged <= self.named.keys():
+        if self.known and not tagged <= self.named.keys():
             raise ValueError("model must hold all tagged weights of the optimizer, got one without some")
         for module in self.model.modules():
             delegates = isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(
@@ -187,7 +191,7 @@ class CoScaling:
             what = halved.mixed
         else:
             return
-        names = [self.named[p] for p in self.gauges[index].group["params"]]
+        names = self.names(index) or []
         titles = {name: f"{name!r} ({type(module).__name__})" for name, module in root.named_modules()}
         raise ValueError(
             f"model must compute the same when the weights of tagged group {index} are halved, got {what}; "
@@ -257,7 +261,7 @@ class CoScaling:
 
     def _refuse(self, layer: NormLayer, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Raise ValueError where the layer would compute something else than in the run with weight decay."""
-        moved = any(gauge.moved for gauge in self.gauges.values())
+        moved = any(is_moved(gauge.state()) for gauge in self.gauges.values())
         if moved and not CoScaling.trying and module is layer.module and input_norm(args, kwargs) != 0.0:
             raise ValueError(
                 f"norm layer {layer.name!r} must take part in a forward pass before the first step, so that its scale "
@@ -285,7 +289,7 @@ class CoScaling:
     def state(self) -> dict[str, Any] | None:
         """The degrees of each layer that follows, in the order of the groups; None before the trial."""
         rows = {layer.name: [layer.degrees.get(i, 0) for i in self.gauges] for layer in self.layers}
-        tried = any(gauge.verified for gauge in self.gauges.values())
+        tried = self.known and any(gauge.verified for gauge in self.gauges.values())
         return {"degrees": {name: row for name, row in rows.items() if any(row)}} if tried else None
 
 

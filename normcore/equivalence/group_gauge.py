@@ -15,16 +15,58 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from normcore.checks import columns
-from normcore.equivalence.buffers import alike, multiply, scale_buffers, shift_buffer
 from normcore.equivalence.gauge import Step, advance_by
 from normcore.equivalence.rules import UpdateRule, look_up, rule_of
 from normcore.sharded import is_sharded
+
+BUFFER_DEGREES = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
+"""The optimizer buffers that scale with the gradients, and the degree to which they do."""
 
 RECORD = "exp_lr"
 """Key of the gauge's numbers in the group: they go wherever the optimizer's state goes."""
 
 GAUGE_OF: weakref.WeakValueDictionary[int, "GroupGauge"] = weakref.WeakValueDictionary()
 """id of a converted parameter -> its gauge, as long as that lives."""
+
+
+def alike(tensors: list[Tensor]) -> list[list[int]]:
+    """Positions by kind: torch's functions of lists refuse those that mix plain and sharded, dense and sparse."""
+    kinds: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        kinds.setdefault((getattr(tensor, "device_mesh", None), tensor.is_sparse), []).append(i)
+    return list(kinds.values())
+
+
+@torch.no_grad()
+def multiply(tensors: list[Tensor], factor: float) -> None:
+    """Multiply in place."""
+    for rows in alike(tensors):
+        torch._foreach_mul_([tensors[i] for i in rows], factor)
+
+
+@torch.no_grad()
+def scale_buffers(optimizer: Optimizer, params: list[Tensor], factor: float) -> None:
+    """Multiply each buffer of degree r of these parameters by factor^r."""
+    if factor == 1.0:
+        return
+    for name, degree in BUFFER_DEGREES.items():
+        buffers = [
+            optimizer.state[p][name] for p in params if optimizer.state.get(p, {}).get(name) is not None
+        ]
+        multiply(buffers, factor**degree)
+
+
+@torch.no_grad()
+def shift_buffer(optimizer: Optimizer, params: list[Tensor], coefficient: float) -> None:
+    """Add coefficient * theta~ to the momentum buffer, creating it where there is none yet."""
+    for p in params:
+        buffer = optimizer.state[p].get("momentum_buffer")
+        if buffer is None:
+            optimizer.state[p]["momentum_buffer"] = p.detach() * coefficient
+        elif buffer.is_sparse:
+            optimizer.state[p]["momentum_buffer"] = buffer.to_dense().add_(p.detach(), alpha=coefficient)
+        else:
+            buffer.add_(p.detach(), alpha=coefficient)
 
 
 class Plan(NamedTuple):
@@ -50,32 +92,32 @@ class GroupGauge:
     def __init__(self, optimizer: Optimizer, index: int, rule: UpdateRule | None = None) -> None:
         """Go on from the group's record, else start at x = 1, kappa = 0, where both runs are in the same state."""
         self.optimizer, self.index, self._rule = optimizer, index, rule
-        self.x, self.ratio, self.doublings = 1.0, 0.0, 0
         self.verified, self.waited = False, False
         self._log_lr: float | None = None
         self._rate: Tensor | None = None
+        self._plan: Plan | None = None
         self._saved: dict[str, Any] = {}
         self._grads: list[tuple[Tensor, Tensor]] = []
-        self._plan: Plan | None = None
-        self._hooks: dict[int, RemovableHandle] = {}
-        self._take(self.group.get(RECORD, {}))
+        self._hooks: list[RemovableHandle] | None = None
+        self.load(self.group.get(RECORD, {}))
 
     def hook(self) -> None:
         """Have gradients arrive in ordinary units; a frozen weight may be trained later."""
-        self.record()
+        self._hooks = []
         for p in self.group["params"]:
             GAUGE_OF[id(p)] = self
-            if is_sharded(p) or id(p) in self._hooks:
-                continue
-            frozen = not p.requires_grad
-            handle = p.requires_grad_().register_hook(lambda grad: grad if self.x == 1.0 else grad / self.x)
-            self._hooks[id(p)] = handle
-            if frozen:
-                p.requires_grad_(False)
+            if not is_sharded(p):
+                frozen = not p.requires_grad
+                self._hooks.append(p.requires_grad_().register_hook(self._ordinary))
+                p.requires_grad_(not frozen)
+        self.record()
+
+    def _ordinary(self, grad: Tensor) -> Tensor:
+        return grad if self.x == 1.0 else grad / self.x
 
     def unhook(self) -> None:
         """Leave the group as any other."""
-        for handle in self._hooks.values():
+        for handle in self._hooks or []:
             handle.remove()
         for p in self.group["params"]:
             GAUGE_OF.pop(id(p), None)
@@ -90,11 +132,6 @@ class GroupGauge:
     def rule(self) -> UpdateRule:
         """How the optimizer updates the group."""
         return self._rule or look_up(str(rule_of(self.optimizer, self.group)))
-
-    @property
-    def moved(self) -> bool:
-        """Whether weights or buffers differ from those of the run with weight decay."""
-        return self.x != 1.0 or self.ratio != 0.0
 
     @property
     def log_scale(self) -> float:
@@ -112,40 +149,41 @@ class GroupGauge:
         """Whether param.grad is now in the units of the run with weight decay, and not x times that."""
         return not is_sharded(param) if self._plan is None else self.rule.decoupled
 
+    def _momentum(self, param: Tensor) -> Tensor | None:
+        """A parameter's momentum buffer, if it has one yet."""
+        buffer: Tensor | None = self.optimizer.state.get(param, {}).get("momentum_buffer")
+        return buffer
+
     def plan(self) -> Plan:
         """Compute the coming step from the hyper-parameters as the user set them; changes nothing."""
         group, rule = self.group, self.rule
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-        coupled = not rule.decoupled
-        momentum = float(group.get("momentum", 0.0)) if coupled else 0.0
+        momentum = 0.0 if rule.decoupled else float(group.get("momentum", 0.0))
         columns(1, lr=lr, weight_decay=weight_decay, momentum=momentum)
-        dampening = self._dampening(momentum) if coupled else 0.0
+        dampening = 0.0 if rule.decoupled else self._dampening(momentum)
         if rule.nesterov and lr * weight_decay * (1 + momentum) >= 1:
             raise ValueError(
                 f"weight_decay must keep lr*weight_decay*(1+momentum) < 1, got lr={lr!r}, weight_decay={weight_decay!r}"
             )
         ratio, step = advance_by(rule)(self.ratio, lr, weight_decay, momentum, dampening)
         x_next = self.x * (1.0 - step.decrease)
-        product = self.x * x_next if coupled else x_next  # ordinary gradients need no x_t
+        product = x_next if rule.decoupled else self.x * x_next  # ordinary gradients need no x_t
         if product == 0.0:
             raise OverflowError(
                 f"the exponential rate leaves the float range at log x_t = {self.log_scale:.4g}; use rebase=True"
             )
-        log_lr = -math.inf
-        if lr > 0:
-            log_lr = math.log(lr * step.rate_gain) - rule.degree * self.log_scale
-            log_lr -= self.log_scale + math.log1p(-step.decrease)
+        log_lr = math.log(lr * step.rate_gain) if lr > 0 else -math.inf
+        log_lr -= (rule.degree + 1) * self.log_scale + math.log1p(-step.decrease)
         return Plan(step, ratio, lr * step.rate_gain / product, log_lr)
 
     def _dampening(self, momentum: float) -> float:
         """The dampening of the coming step, 0 while torch creates the buffers; refuse what the gauge does not follow."""
-        state, group = self.optimizer.state, self.group
-        fresh = [state.get(p, {}).get("momentum_buffer") is None for p in group["params"]]
+        fresh = [self._momentum(p) is None for p in self.group["params"]]
         if momentum == 0.0 and not all(fresh):
             raise ValueError(
                 "momentum must stay > 0 once a momentum buffer exists, got 0.0: torch would leave the buffer stale"
             )
-        dampening = 0.0 if all(fresh) else float(group.get("dampening", 0.0))
+        dampening = 0.0 if all(fresh) else float(self.group.get("dampening", 0.0))
         if dampening != 0.0 and any(fresh):
             raise ValueError(
                 f"dampening must be 0 while a parameter of the group has no momentum buffer yet, got {dampening!r}"
@@ -155,16 +193,16 @@ class GroupGauge:
     def enter(self, plan: Plan) -> None:
         """Put the group into the run without weight decay for one step."""
         group, params = self.group, self.group["params"]
-        if self.ratio != 0.0:
-            self._create_buffers()
+        late = [p for p in params if self._momentum(p) is None]
+        if self.ratio != 0.0 and late:  # -p theta stands for an ordinary buffer of 0
+            shift_buffer(self.optimizer, late, -self.ratio * self.x**2)
         if plan.ratio != self.ratio:
             shift_buffer(self.optimizer, params, (self.ratio - plan.ratio) * self.x**2)
             self.ratio = plan.ratio
         changes: dict[str, Any] = {"lr": self._in_kind(group["lr"], plan.lr), "weight_decay": 0.0}
         if not self.rule.decoupled:
             scale_buffers(self.optimizer, params, plan.step.gain_before)
-            if "momentum" in group:
-                changes["momentum"] = plan.step.momentum
+            changes |= {"momentum": plan.step.momentum} if "momentum" in group else {}
         self._convert_gradients(params)
         self._saved = {name: group[name] for name in changes}
         self._plan = plan
@@ -182,22 +220,14 @@ class GroupGauge:
     @torch.no_grad()
     def _convert_gradients(self, params: list[Tensor]) -> None:
         """Give the optimizer the gradients in its own units; those of the user are kept aside, bit for bit."""
-        if self.x == 1.0:
-            return
         coupled = not self.rule.decoupled
-        self._grads = [(p, p.grad) for p in params if p.grad is not None and is_sharded(p) != coupled]
+        others = [p for p in params if is_sharded(p) != coupled] if self.x != 1.0 else []
+        self._grads = [(p, p.grad) for p in others if p.grad is not None]
         grads = [grad for _, grad in self._grads]
         for rows in alike(grads):
             converted = torch._foreach_mul([grads[i] for i in rows], self.x if coupled else 1.0 / self.x)
             for i, grad in zip(rows, converted, strict=True):
                 self._grads[i][0].grad = grad
-
-    def _create_buffers(self) -> None:
-        """Give a parameter that has not had a gradient yet the buffer -p theta that stands for an ordinary buffer of 0."""
-        state = self.optimizer.state
-        late = [p for p in self.group["params"] if state.get(p, {}).get("momentum_buffer") is None]
-        if late:
-            shift_buffer(self.optimizer, late, -self.ratio * self.x**2)
 
     def _restore(self) -> None:
         """Give hyper-parameters and gradients back as they were before the step."""
@@ -220,13 +250,11 @@ class GroupGauge:
             return
         step, _, _, self._log_lr = self._plan
         self._plan = None
-        params, alpha = self.group["params"], 1.0 - step.decrease
-        still = [p for p in params if p.grad is None]
+        params = self.group["params"]
         if not self.rule.decoupled:
             scale_buffers(self.optimizer, [p for p in params if p.grad is not None], step.gain_after)
-        if still:
-            self._hold(still, step)
-        self.x *= alpha
+        self._hold([p for p in params if p.grad is None], step)
+        self.x *= 1.0 - step.decrease
         # without momentum there is no buffer for kappa to describe
         self.ratio = step.ratio if step.momentum > 0 else 0.0
         self.record()
@@ -258,11 +286,8 @@ class GroupGauge:
 
     def to_weight_decay(self) -> None:
         """Map weights, buffers and gradients back to the run with weight decay: x = 1, kappa = 0."""
-        params = self.group["params"]
-        if self.ratio != 0.0:
-            held = [p for p in params if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None]
-            shift_buffer(self.optimizer, held, self.ratio * self.x**2)
-        multiply([p.grad for p in params if p.grad is not None and is_sharded(p)], 1.0 / self.x)
+        self._shift(self.ratio * self.x**2)
+        self._multiply_gradients(1.0 / self.x)
         self._multiply(1.0 / self.x)
         self.load({})
 
@@ -270,52 +295,56 @@ class GroupGauge:
         """Map them from the run with weight decay to the gauge of this state: the inverse."""
         self._multiply(state["x"])
         self.load(state)
-        if self.ratio != 0.0:
-            shift_buffer(self.optimizer, self._held(), -self.ratio * self.x**2)
-        multiply([p.grad for p in self.group["params"] if p.grad is not None and is_sharded(p)], self.x)
+        self._multiply_gradients(self.x)
+        self._shift(-self.ratio * self.x**2)
 
-    def _held(self) -> list[Tensor]:
-        """The parameters that have a momentum buffer."""
-        state = self.optimizer.state
-        return [p for p in self.group["params"] if state.get(p, {}).get("momentum_buffer") is not None]
+    def _shift(self, coefficient: float) -> None:
+        """Add coefficient * theta~ to the momentum buffers that there are."""
+        if coefficient != 0.0:
+            held = [p for p in self.group["params"] if self._momentum(p) is not None]
+            shift_buffer(self.optimizer, held, coefficient)
+
+    def _multiply_gradients(self, factor: float) -> None:
+        """Multiply the gradients that no hook has brought into ordinary units."""
+        params = [p for p in self.group["params"] if is_sharded(p)]
+        multiply([p.grad for p in params if p.grad is not None], factor)
 
     def buffers(self) -> list[Tensor]:
         """The converted buffers."""
-        return (
-            [] if self.rule.decoupled else [self.optimizer.state[p]["momentum_buffer"] for p in self._held()]
-        )
+        found = [] if self.rule.decoupled else [self._momentum(p) for p in self.group["params"]]
+        return [buffer for buffer in found if buffer is not None]
 
     def state(self) -> dict[str, Any]:
         """The numbers to save."""
-        return {
-            "x": self.x,
-            "ratio": self.ratio,
-            "doublings": self.doublings,
-            "decoupled": self.rule.decoupled,
-        }
+        numbers = {"x": self.x, "ratio": self.ratio, "doublings": self.doublings}
+        return {**numbers, "decoupled": self.rule.decoupled}
 
     def record(self) -> None:
-        """Leave the numbers in the group."""
-        self.group[RECORD] = self.state()
+        """Leave the numbers in the group, once it is converted."""
+        if self._hooks is not None:
+            self.group[RECORD] = self.state()
 
     def load(self, state: dict[str, Any]) -> None:
         """Take the numbers back; without any, those of a run with weight decay."""
-        self._take(state)
-        self.record()
-
-    def _take(self, state: dict[str, Any]) -> None:
         self.x, self.ratio = float(state.get("x", 1.0)), float(state.get("ratio", 0.0))
         self.doublings = int(state.get("doublings", 0))
+        self.record()
+
+
+def is_moved(state: dict[str, Any]) -> bool:
+    """Whether a gauge with these numbers has other weights or buffers than the run with weight decay."""
+    return bool(state["x"] != 1.0 or state["ratio"] != 0.0)
 
 
 def _refuse_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raise where a step would take converted weights for ordinary ones: in a copy that no ExpLR is attached to."""
     for group in optimizer.param_groups:
-        record = group.get(RECORD, {"x": 1.0, "ratio": 0.0})
-        if record["x"] == 1.0 and record["ratio"] == 0.0:
-            continue
-        gauge = GAUGE_OF.get(id(group["params"][0]))
-        if gauge is None or gauge.optimizer is not optimizer:
+        gauge = GAUGE_OF.get(id(group["params"][0])) if RECORD in group else None
+        if (
+            RECORD in group
+            and is_moved(group[RECORD])
+            and (gauge is None or gauge.optimizer is not optimizer)
+        ):
             raise ValueError(
                 "optimizer must have an ExpLR attached, got one with weights that ExpLR has converted (a copy, or loaded): "
                 "attach ExpLR(optimizer, model), which goes on from there, and detach() it for weight decay"

@@ -1,15 +1,20 @@
-"""Normalization layers that follow the scale of what they normalize.
+"""Normalization layers that follow the scale of what they normalize, and a forward pass that shows whether they do.
 
 A layer that computes (z - mean) / sqrt(var + eps) gives the same output at s*z when eps becomes s^2 eps, and,
 in eval mode, when its running mean and variance become s mean and s^2 var. Layers are known by what they have, and
 proved by trial (`co_scaling`): any module with an eps or running statistics may be one.
 """
 
+import math
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from normcore.invariance.probing import tensors_in
 
 EPS = re.compile(r"(^|_)eps(ilon)?$")
 STATISTICS = {"running_mean": 1, "running_var": 2}
@@ -17,6 +22,10 @@ STATISTICS = {"running_mean": 1, "running_var": 2}
 
 ORDINARY = "_ordinary_eps"
 """Where a co-scaled layer keeps the eps it was made with, so that a copy of the model knows it too."""
+
+
+INTEGER = 1e-4
+"""How far a measured degree may lie from an integer; only a mixture of scaled and unscaled parts moves it."""
 
 
 class NormLayer:
@@ -88,3 +97,118 @@ def norm_layers(model: nn.Module) -> list[NormLayer]:
     found = [layer for layer in found if layer.attribute is not None or layer.statistics()]
     modules = {layer.module for layer in found}
     return [layer for layer in found if modules.isdisjoint(set(layer.module.modules()) - {layer.module})]
+
+
+class Run:
+    """One forward pass of a model: the norms of what goes into its layers and out of its modules; beside a base, with a
+    group halved, it co-scales the layers.
+    """
+
+    def __init__(self, base: "Run | None" = None) -> None:
+        self.base = base
+        self.inputs: dict[str, list[float]] = defaultdict(list)
+        self.outputs: dict[str, list[float]] = defaultdict(list)
+        self.degrees: dict[NormLayer, int] = {}
+        self.eps: dict[NormLayer, float | None] = {}
+        self.mixed = ""
+        self.tensors: dict[str, Tensor] = {}
+        """The model's outputs, and its buffers afterwards."""
+
+    def before(self, layer: NormLayer, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A layer is called: note its input, or bring it to the scale that its input shows."""
+        self.inputs[layer.name].append(norm := input_norm(args, kwargs))
+        if self.base is None:
+            dtypes = [torch.promote_types(z.dtype, torch.float32) for z in tensors_in((args, kwargs))]
+            layer.rounding = (
+                torch.finfo(dtypes[0]).eps if dtypes else 0.0
+            )  # half precision is computed in float32
+            return
+        ratio = 0.5 ** self._degree(layer, norm, self.base.inputs[layer.name])
+        self.eps[layer] = layer.eps
+        layer.scale_statistics(ratio)
+        layer.multiply_eps(ratio)
+
+    def _degree(self, layer: NormLayer, norm: float, base: list[float]) -> int:
+        """The degree of this call's input: an integer, and that of the other calls."""
+        call = len(self.inputs[layer.name]) - 1
+        if call >= len(base):
+            raise ValueError(
+                f"norm layer {layer.name!r} must be called equally often at every scale of the weights"
+            )
+        if base[call] == norm == 0.0:
+            return 0
+        exponent = math.log2(base[call] / norm) if base[call] > 0.0 < norm else 0.5
+        if abs(exponent - round(exponent)) > INTEGER:
+            self.mixed = (
+                self.mixed or f"the input of norm layer {layer.name!r} mixes scaled and unscaled parts"
+            )
+            return 0
+        if self.degrees.setdefault(layer, round(exponent)) != round(exponent):
+            raise ValueError(
+                f"the inputs of norm layer {layer.name!r} must have one degree in a group's weights at every call, got "
+                f"{self.degrees[layer]} and {round(exponent)}: give each call a layer of its own"
+            )
+        return round(exponent)
+
+    def after(
+        self, name: str, layer: NormLayer | None, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        """A module ends: note its output, and bring a layer back; its eps may stand beside a root: (z - mean) / (std + eps)."""
+        norm = _output_norm(output)
+        if layer is not None and self.base is not None:
+            ratio = 0.5 ** self.degrees.get(layer, 0)
+            layer.scale_statistics(1.0 / ratio)
+            expected = self.base.outputs[name][len(self.outputs[name])]
+            if norm != expected and layer.power == 2 and self.eps[layer] and not layer.statistics():
+                layer.power = 1
+                self.give_back()
+                layer.multiply_eps(ratio)
+                again = module.forward(*args, **kwargs)
+                if abs(_output_norm(again) - expected) < abs(norm - expected):
+                    output, norm = again, _output_norm(again)
+                else:
+                    layer.power = 2
+            self.give_back()
+        self.outputs[name].append(norm)
+        return output
+
+    def give_back(self) -> None:
+        """Let layers have the eps of before."""
+        for layer, eps in self.eps.items():
+            if layer.attribute is not None:
+                setattr(layer.module, layer.attribute, eps)
+
+    def gap(self, other: "Run") -> tuple[float, str]:
+        """The largest relative difference of outputs or buffers, and where it is."""
+        worst = 0.0, ""
+        if self.tensors.keys() != other.tensors.keys():
+            return math.inf, "the number of outputs"
+        for name, a in self.tensors.items():
+            b = other.tensors[name]
+            if a.shape != b.shape:
+                return math.inf, name
+            differ = (a != b) & ~(a.isnan() & b.isnan())
+            if differ.any():
+                size = float(a[a.isfinite()].double().norm())
+                gap = float((a[differ].double() - b[differ].double()).norm()) / max(size, 1e-300)
+                worst = max(worst, (gap if math.isfinite(gap) else math.inf, name))
+        return worst
+
+    def first_astray(self, titles: Mapping[str, str]) -> str:
+        """The first module whose output is not multiplied by a power of two, in words."""
+        assert self.base is not None
+        for name, norms in self.base.outputs.items():
+            pairs = zip(norms, self.outputs[name], strict=False)
+            exponents = [math.log2(a / b) for a, b in pairs if a > 0.0 < b]
+            if any(abs(e - round(e)) > 1e-12 for e in exponents):
+                return f"the first module whose output does not follow is {titles[name]}"
+        return "every module's output follows, so that no normalization removes the scale"
+
+
+def input_norm(args: Any, kwargs: Any) -> float:
+    """The norm of the first tensor that goes into a module."""
+    return next((float(z.detach().double().norm()) for z in tensors_in((args, kwargs))), 0.0)
+
+
+def _output_norm(output: Any) -> float:
+    return math.hypot(*(float(t.detach().double().norm()) for t in tensors_in(output)))

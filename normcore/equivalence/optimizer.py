@@ -6,6 +6,7 @@ their arrival to the step. Only scalars change, apart from element-wise work on 
 at gauge resets and rebases.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normcore.equivalence.co_scaling import CoScaling, Watch, warn_if_not_invariant
-from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, GroupGauge
+from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, GroupGauge, is_moved
 from normcore.equivalence.rules import UpdateRule, check_supported, look_up, unwrapped
 from normcore.equivalence.step_hooks import StepHooks
 from normcore.sharded import parts, reshard
@@ -97,23 +98,19 @@ class ExpLR:
         excused: set[int] = set()
         if model is not None and loss_fn is not None and batch is not None:
             excused = warn_if_not_invariant(model, loss_fn, batch, self.gauges)
-        self.norms = None if model is None else CoScaling(model, self.gauges, excused, self._check_loads)
-        self._kept: dict[int, dict[str, Any]] = {}
-        self._loads: set[str] = set()
-        self._events = 0
+        self.norms = CoScaling(model, self.gauges, excused, self._check_loads)
+        self._events, self._loads = 0, set[str]()
+        self._before_loads: dict[int, dict[str, Any]] = {}
         for gauge in self.gauges.values():
             gauge.hook()
         self._handles: list[Any] = [
             StepHooks(self.optimizer, self._enter, self._leave, self._undo, nested=rule is not None),
             self.optimizer.register_load_state_dict_post_hook(self._on_optimizer_loaded),
         ]
-        if self.norms is not None:
-            hook = Watch(self._on_model_loaded)
-            self._handles += [
-                m.register_load_state_dict_post_hook(hook)
-                for m in self.norms.model.modules()
-                if not self.norms.tagged().isdisjoint(m.parameters(recurse=False))
-            ]
+        for module in self.norms.model.modules():
+            if not self.norms.tagged().isdisjoint(module.parameters(recurse=False)):
+                hook = Watch(functools.partial(self._note_load, "model"))
+                self._handles.append(module.register_load_state_dict_post_hook(hook))
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -132,9 +129,7 @@ class ExpLR:
                     "call detach() of that one first (a notebook cell that ran twice?)"
                 )
             if any(getattr(p, "_fsdp_flattened", False) for p in group["params"]):
-                raise TypeError(
-                    "optimizer must hold whole weights, or those of fully_shard, got flattened ones"
-                )
+                raise TypeError("optimizer must hold whole weights, or those of fully_shard, got flat ones")
             found[i] = GroupGauge(self.optimizer, i, self.rule)
             found[i].verified = self.model is None
         return found
@@ -155,7 +150,7 @@ class ExpLR:
         self._loads = set()
         self._adopt_new_groups()
         late = [i for i, gauge in self.gauges.items() if not gauge.verified]
-        if any(self.gauges[i].waited or self.gauges[i].moved for i in late):
+        if any(self.gauges[i].waited or is_moved(self.gauges[i].state()) for i in late):
             raise ValueError(
                 f"model must be called before the second step, got no forward pass that uses the weights of groups {late}: "
                 "give ExpLR the module whose call computes the outputs from all tagged weights, or one around it"
@@ -174,7 +169,7 @@ class ExpLR:
             gauge.leave()
             if self.rebase:
                 gauge.rebase()
-        self._update_norms()
+        self.norms.update()
 
     def _adopt_new_groups(self) -> None:
         """Convert what add_param_group has added, from the next forward pass on."""
@@ -182,17 +177,18 @@ class ExpLR:
         self.gauges |= new
         for gauge in new.values():
             gauge.hook()
-        if new and self.norms is not None:
+        if new:
             self.norms.watch()
 
     def _check_loads(self) -> None:
         """Raise ValueError where weights and gauges come from different times."""
-        changed = any(gauge.state() != self._kept.get(i) for i, gauge in self.gauges.items())
+        before = self._before_loads
+        changed = any(gauge.state() != before.get(i) for i, gauge in self.gauges.items())
         mixed = self._loads == {"model"} or (self._loads == {"gauge"} and changed)
-        if mixed and any(state["x"] != 1.0 or state["ratio"] != 0.0 for state in self._kept.values()):
+        if mixed and any(map(is_moved, before.values())):
             raise ValueError(
-                f"model and optimizer must be loaded together, got the {'model' if 'model' in self._loads else 'gauge'} "
-                "alone: the optimizer's state (or ExpLR's) says in which units the weights were saved. A model that is "
+                f"model and optimizer must be loaded together, got the {next(iter(self._loads))} alone: "
+                "the optimizer's state (or ExpLR's) says in which units the weights were saved. A model that is "
                 "loaded alone must have been saved in ordinary units: do both within ordinary_weights()"
             )
 
@@ -228,9 +224,12 @@ class ExpLR:
         afterwards, and the gauge is where it was; a step within is taken with the gauge at x = 1, and stays there.
         """
         events, states = self._events, {i: gauge.state() for i, gauge in self.gauges.items()}
-        layers = [] if self.norms is None else self.norms.layers
         held = [(p, 1.0 / (1.0 / g.x)) for g in self.gauges.values() for p in g.group["params"]]
-        held += [(t, (1.0 / layer.scale) ** degree) for layer in layers for t, degree in layer.statistics()]
+        held += [
+            (t, (1.0 / layer.scale) ** degree)
+            for layer in self.norms.layers
+            for t, degree in layer.statistics()
+        ]
         tensors = [t for t, _ in held] + [b for gauge in self.gauges.values() for b in gauge.buffers()]
         copies = [t.detach().clone() for t in tensors]
         self._to_weight_decay()
@@ -244,7 +243,7 @@ class ExpLR:
                 )
                 for i, gauge in self.gauges.items():
                     gauge.from_weight_decay(states[i])
-                self._update_norms()
+                self.norms.update()
                 with torch.no_grad():
                     for t, copy in zip(tensors, copies, strict=True) if only_read else []:
                         t.copy_(copy)
@@ -254,12 +253,7 @@ class ExpLR:
         self._undo()
         for gauge in self.gauges.values():
             gauge.to_weight_decay()
-        self._update_norms()
-
-    def _update_norms(self) -> None:
-        """Co-scale the norm layers with the weights that feed them."""
-        if self.norms is not None:
-            self.norms.update()
+        self.norms.update()
 
     @contextmanager
     def ordinary_gradients(self) -> Iterator[None]:
@@ -302,9 +296,8 @@ class ExpLR:
         self._to_weight_decay()
         for gauge in self.gauges.values():
             gauge.unhook()
-        if self.norms is not None:
-            self.norms.leave()
-            reshard(self.norms.model)
+        self.norms.leave()
+        reshard(self.norms.model)
         for handle in self._handles:
             handle.remove()
 
@@ -316,15 +309,9 @@ class ExpLR:
         return {
             "version": 2,
             "groups": {i: gauge.state() for i, gauge in self.gauges.items()},
-            "names": {i: self._names(gauge) for i, gauge in self.gauges.items()},
-            "norms": None if self.norms is None else self.norms.state(),
+            "names": {i: self.norms.names(i) for i in self.gauges},
+            "norms": self.norms.state(),
         }
-
-    def _names(self, gauge: GroupGauge) -> list[str] | None:
-        """The model's names of a group's parameters."""
-        if self.norms is None:
-            return None
-        return [self.norms.named[p] for p in gauge.group["params"]]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; load the model's and the optimizer's states too, in any order.
@@ -353,17 +340,12 @@ class ExpLR:
         self._note_load("gauge")
         for i, gauge in self.gauges.items():
             gauge.load(states[i])
-        if self.norms is not None:
-            self.norms.settle()
+        self.norms.settle()
 
-    def _on_model_loaded(self, *arguments: Any) -> None:
-        self._note_load("model")
-
-    def _note_load(self, what: str) -> None:
+    def _note_load(self, what: str, *_: Any) -> None:
         """Remember what has been loaded since the last step, and where the gauges were before."""
         self._events += 1
         if not self._loads:
-            self._kept = {i: gauge.state() for i, gauge in self.gauges.items()}
+            self._before_loads = {i: gauge.state() for i, gauge in self.gauges.items()}
         self._loads.add(what)
-        if self.norms is not None:
-            self.norms.watch()
+        self.norms.watch()

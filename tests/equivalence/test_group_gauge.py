@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from normcore.equivalence.buffers import scale_buffers, shift_buffer
-from normcore.equivalence.group_gauge import GroupGauge
+from normcore.equivalence.group_gauge import GroupGauge, scale_buffers, shift_buffer
 
 
 def sgd(**options):

@@ -13,9 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from normcore.equivalence.buffers import follow
 from normcore.equivalence.optimizer import ExpLR
-from normcore.equivalence.schedule import EquivalentSchedule
+from normcore.equivalence.schedule import EquivalentSchedule, follow
 from normcore.lab.training.checkpoint import RunState
 from normcore.lab.training.history import History, Probe, Recorder
 from normcore.lab.training.processes import is_main, mean_over_ranks
