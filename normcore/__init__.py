@@ -18,8 +18,8 @@ from normcore.doctor.examination import diagnose
 from normcore.doctor.findings import Diagnosis
 from normcore.equivalence.checkpoint import convert_checkpoint
 from normcore.equivalence.gauge import growth_factor
-from normcore.equivalence.optimizer import ExpLR, follow
-from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule
+from normcore.equivalence.optimizer import ExpLR
+from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule, follow
 from normcore.equivalence.theorems import equivalent_weight_decay, exponential_lr, texp, texp_plus_plus
 from normcore.invariance.degrees import norm_input_degrees
 from normcore.invariance.groups import param_groups

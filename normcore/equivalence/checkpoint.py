@@ -5,13 +5,15 @@ Functions and their future stay as they are.
 
 import copy
 import math
+import re
 from typing import Any, Literal
 
-from torch import Tensor
-
-from normcore.equivalence.group_gauge import BUFFER_DEGREES
+from normcore.equivalence.group_gauge import RECORD
 
 State = dict[str, Any]
+
+WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")
+"""Parts of names that DDP and torch.compile add."""
 
 
 def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit_norm"]) -> State:
@@ -48,34 +50,47 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
             f"state must hold 'model' and 'optimizer', got no {' and no '.join(map(repr, missing))}"
         )
     new = copy.deepcopy(state)
-    exp_lr = new.get("exp_lr")
+    exp_lr = new.setdefault("exp_lr", None)
     if exp_lr is None:
         if to != "weight_decay":
             raise ValueError(
                 f"state must hold 'exp_lr' to be converted to {to!r}; to start one, attach ExpLR to the loaded run (its gauge begins at x = 1)"
             )
-        new["exp_lr"] = None
         return new
+    if exp_lr.get("version") != 2:
+        raise ValueError(f"state['exp_lr'] must be of version 2, got {exp_lr.get('version')!r}")
     if to == "exp_lr":
         return new
     for part in ("groups", "names"):  # keys become strings on their way through JSON
         exp_lr[part] = {int(index): value for index, value in exp_lr[part].items()}
     for index, gauge in exp_lr["groups"].items():
-        names = exp_lr["names"][index]
-        if names is None:
+        if exp_lr["names"][index] is None:
             raise ValueError(
                 "state['exp_lr'] must name the weights, got None: save it from ExpLR(optimizer, model=model)"
             )
-        factor = 1.0 / gauge["x"] if to == "weight_decay" else _norm([new["model"][name] for name in names])
-        _shift(new, index, names, gauge if to == "weight_decay" else None)
-        _multiply(new, index, names, gauge, factor)
+        found = {name: _find(new["model"], name) for name in exp_lr["names"][index]}
+        if None in found.values():
+            raise ValueError(f"state['model'] must hold the weights that state['exp_lr'] names, {[*found]}")
+        names = [key for key in found.values() if key is not None]
+        norm = math.sqrt(sum(float(new["model"][name].double().norm()) ** 2 for name in names))
+        if to == "unit_norm" and norm == 0.0:
+            raise ValueError(f"state['model'] must have weights other than 0 in group {index}")
+        if to == "weight_decay":
+            _shift(new, index, names, gauge)
+        _multiply(new, index, names, gauge, 1.0 / gauge["x"] if to == "weight_decay" else norm)
+        new["optimizer"]["param_groups"][index][RECORD] = gauge
+        if to == "weight_decay":
+            del new["optimizer"]["param_groups"][index][RECORD]
     if to == "weight_decay":
         new["exp_lr"] = None
     return new
 
 
-def _norm(tensors: list[Tensor]) -> float:
-    return math.sqrt(sum(float(t.double().pow(2).sum()) for t in tensors))
+def _find(state: State, name: str) -> str | None:
+    """The key of this name, whether model and ExpLR were given bare or wrapped (DDP, torch.compile)."""
+    if name in state:
+        return name
+    return {WRAPPERS.sub("", key): key for key in state}.get(WRAPPERS.sub("", name))
 
 
 def _buffers(state: State, index: int, names: list[str]) -> list[tuple[str, State]]:
@@ -84,11 +99,9 @@ def _buffers(state: State, index: int, names: list[str]) -> list[tuple[str, Stat
     return [(name, state["optimizer"]["state"].get(i, {})) for name, i in zip(names, ids, strict=True)]
 
 
-def _shift(state: State, index: int, names: list[str], gauge: State | None) -> None:
+def _shift(state: State, index: int, names: list[str], gauge: State) -> None:
     """Add p theta to the momentum buffers: the radial part that the exponential gauge takes out of them."""
-    if gauge is None or gauge["ratio"] == 0.0:
-        return
-    for name, buffers in _buffers(state, index, names):
+    for name, buffers in _buffers(state, index, names) if gauge["ratio"] != 0.0 else []:
         if buffers.get("momentum_buffer") is not None:
             buffers["momentum_buffer"] = (
                 buffers["momentum_buffer"] + gauge["ratio"] * gauge["x"] ** 2 * state["model"][name]
@@ -96,12 +109,11 @@ def _shift(state: State, index: int, names: list[str], gauge: State | None) -> N
 
 
 def _multiply(state: State, index: int, names: list[str], gauge: State, factor: float) -> None:
-    """Multiply x by the factor, and weights, buffers and running statistics to match."""
+    """Multiply x by the factor, and weights, converted buffers and running statistics to match."""
     for name, buffers in _buffers(state, index, names):
         state["model"][name] = state["model"][name] / factor
-        for buffer, degree in BUFFER_DEGREES.items():
-            if buffers.get(buffer) is not None:
-                buffers[buffer] = buffers[buffer] * factor**degree
+        if not gauge["decoupled"] and buffers.get("momentum_buffer") is not None:
+            buffers["momentum_buffer"] = buffers["momentum_buffer"] * factor
     gauge["x"] *= factor
     _multiply_statistics(state, index, factor)
 
@@ -119,6 +131,6 @@ def _multiply_statistics(state: State, index: int, factor: float) -> None:
     for layer, degrees in norms["degrees"].items():
         scale = factor ** -degrees[position]
         for statistic, power in (("running_mean", 1), ("running_var", 2)):
-            key = f"{layer}.{statistic}" if layer else statistic
-            if model.get(key) is not None:
+            key = _find(model, f"{layer}.{statistic}" if layer else statistic)
+            if key is not None:
                 model[key] = model[key] * scale**power

@@ -8,16 +8,25 @@ are the weights of a run without it, at another learning rate. Only the ratios a
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from normcore.checks import columns
+from normcore.equivalence.rules import UpdateRule
 
-Step = tuple[float, float, float, float, float, float]
-"""(decrease, ratio, rate_gain, momentum, gain_before, gain_after): alpha = 1 - decrease, the new kappa, the factor in
-lr~ = lr * rate_gain / (x_t x_{t+1}), the momentum of the run without weight decay, and the factors on its
-buffer before and after the step.
-"""
 
-StepFunction = Callable[[float, float, float, float, float], Step]
+class Step(NamedTuple):
+    """What one step does to the gauge, and what the run without weight decay has to do in it."""
+
+    decrease: float
+    """1 - alpha."""
+    ratio: float
+    """The new kappa."""
+    rate_gain: float
+    """The factor in lr~ = lr * rate_gain / (x_t x_{t+1})."""
+    momentum: float
+    gain_before: float
+    """The factor on the momentum buffer before the step."""
+    gain_after: float
 
 
 def coupled_step(ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float) -> Step:
@@ -27,7 +36,7 @@ def coupled_step(ratio: float, lr: float, weight_decay: float, momentum: float, 
     """
     shift = momentum * ratio + (1.0 - dampening) * weight_decay
     decrease = lr * shift
-    return decrease, shift / (1.0 - decrease), 1.0, momentum, 1.0, 1.0
+    return Step(decrease, shift / (1.0 - decrease), 1.0, momentum, 1.0, 1.0)
 
 
 def nesterov_step(ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float) -> Step:
@@ -36,20 +45,34 @@ def nesterov_step(ratio: float, lr: float, weight_decay: float, momentum: float,
     decrease = lr * (weight_decay + momentum * shift)
     alpha, kept = 1.0 - decrease, 1.0 - lr * weight_decay
     gain = 1.0 + momentum * lr * ratio
-    return decrease, shift / alpha, alpha / kept, momentum * gain / alpha, kept * alpha / gain**2, gain
+    return Step(decrease, shift / alpha, alpha / kept, momentum * gain / alpha, kept * alpha / gain**2, gain)
 
 
 def decoupled_step(ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float) -> Step:
     """Decay outside the update, theta <- (1 - lr wd) theta - lr update: SGDW, AdamW, Lion, sign updates."""
     decrease = lr * weight_decay
-    return decrease, ratio, 1.0, momentum, 1.0, 1.0 - decrease
+    return Step(decrease, ratio, 1.0, momentum, 1.0, 1.0 - decrease)
 
 
-def step_function(*, nesterov: bool, decoupled: bool) -> StepFunction:
-    """The step for an optimizer with these switches."""
-    if decoupled:
-        return decoupled_step
-    return nesterov_step if nesterov else coupled_step
+Advance = Callable[[float, float, float, float, float], tuple[float, Step]]
+
+
+def advance_by(rule: UpdateRule) -> Advance:
+    """The step of this rule from a given kappa; beside it the kappa it starts from, 0 where the gauge must be reset."""
+    step = decoupled_step if rule.decoupled else nesterov_step if rule.nesterov else coupled_step
+
+    def advance(
+        ratio: float, lr: float, weight_decay: float, momentum: float, dampening: float
+    ) -> tuple[float, Step]:
+        taken = step(ratio, lr, weight_decay, momentum, dampening)
+        # no threshold lies above 1/2; most steps need not compute theirs
+        if taken.decrease <= 0.5 or ratio == 0.0:
+            return ratio, taken
+        if 1.0 - taken.decrease < reset_threshold(momentum, lr, weight_decay, nesterov=rule.nesterov):
+            return 0.0, step(0.0, lr, weight_decay, momentum, dampening)
+        return ratio, taken
+
+    return advance
 
 
 def reset_threshold(momentum: float, lr: float, weight_decay: float, *, nesterov: bool) -> float:

@@ -5,39 +5,43 @@ one is x * 2^-doublings.
 """
 
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from normcore.checks import columns
-from normcore.equivalence.gauge import Step, reset_threshold, step_function
+from normcore.equivalence.gauge import Step, advance_by
+from normcore.equivalence.rules import UpdateRule, look_up, rule_of
+from normcore.sharded import is_sharded
 
 BUFFER_DEGREES = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 """The optimizer buffers that scale with the gradients, and the degree to which they do."""
 
+RECORD = "exp_lr"
+"""Key of the gauge's numbers in the group: they go wherever the optimizer's state goes."""
 
-class Plan(NamedTuple):
-    """What the coming step will do: the gauge's step, the kappa it starts from, and the learning rate."""
-
-    step: Step
-    ratio: float
-    lr: float
+GAUGE_OF: weakref.WeakValueDictionary[int, "GroupGauge"] = weakref.WeakValueDictionary()
+"""id of a converted parameter -> its gauge, as long as that lives."""
 
 
-def is_degree_zero(group: dict[str, Any]) -> bool:
-    """Whether the group's update does not change when all gradients are scaled (Adam's family, eps aside)."""
-    return "betas" in group
+def alike(tensors: list[Tensor]) -> list[list[int]]:
+    """Positions by kind: torch's functions of lists refuse those that mix plain and sharded, dense and sparse."""
+    kinds: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        kinds.setdefault((getattr(tensor, "device_mesh", None), tensor.is_sparse), []).append(i)
+    return list(kinds.values())
 
 
+@torch.no_grad()
 def multiply(tensors: list[Tensor], factor: float) -> None:
-    """Multiply in place, like with like: torch refuses lists that mix plain and sharded tensors."""
-    kinds: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        kinds.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
-    for same in kinds.values():
-        torch._foreach_mul_(same, factor)
+    """Multiply in place."""
+    for rows in alike(tensors):
+        torch._foreach_mul_([tensors[i] for i in rows], factor)
 
 
 @torch.no_grad()
@@ -65,21 +69,69 @@ def shift_buffer(optimizer: Optimizer, params: list[Tensor], coefficient: float)
             buffer.add_(p.detach(), alpha=coefficient)
 
 
-class GroupGauge:
-    """x_t and kappa_t of one group, with the maps between its two runs."""
+class Plan(NamedTuple):
+    """What the coming step will do: the gauge's step, the kappa it starts from, and its two rates."""
 
-    def __init__(self, optimizer: Optimizer, index: int) -> None:
-        """Start at x = 1, kappa = 0, where both runs have the same weights and buffers."""
-        self.optimizer, self.index = optimizer, index
-        self.x, self.ratio, self.doublings = 1.0, 0.0, 0
+    step: Step
+    ratio: float
+    lr: float
+    """The rate that the optimizer gets."""
+    log_lr: float
+    """The logarithm of the exponential rate, rebases included."""
+
+
+class GroupGauge:
+    """x_t and kappa_t of one group, with the maps between its two runs.
+
+    Gradients are kept in ordinary units, those of the run with weight decay: a hook on each weight divides what
+    arrives by x. Under coupled decay the optimizer sees them, for the time of its step, in the units of the
+    converted weights, and its momentum buffer is in these units. Decoupled rules need no buffer converted.
+    Gradients of sharded weights reach no hook; between steps they are x times the ordinary ones.
+    """
+
+    def __init__(self, optimizer: Optimizer, index: int, rule: UpdateRule | None = None) -> None:
+        """Go on from the group's record, else start at x = 1, kappa = 0, where both runs are in the same state."""
+        self.optimizer, self.index, self._rule = optimizer, index, rule
+        self.verified, self.waited = False, False
         self._log_lr: float | None = None
-        self._saved: dict[str, Any] | None = None
+        self._rate: Tensor | None = None
         self._plan: Plan | None = None
+        self._saved: dict[str, Any] = {}
+        self._grads: list[tuple[Tensor, Tensor]] = []
+        self._hooks: list[RemovableHandle] | None = None
+        self.load(self.group.get(RECORD, {}))
+
+    def hook(self) -> None:
+        """Have gradients arrive in ordinary units; a frozen weight may be trained later."""
+        self._hooks = []
+        for p in self.group["params"]:
+            GAUGE_OF[id(p)] = self
+            if not is_sharded(p):
+                frozen = not p.requires_grad
+                self._hooks.append(p.requires_grad_().register_hook(self._ordinary))
+                p.requires_grad_(not frozen)
+        self.record()
+
+    def _ordinary(self, grad: Tensor) -> Tensor:
+        return grad if self.x == 1.0 else grad / self.x
+
+    def unhook(self) -> None:
+        """Leave the group as any other."""
+        for handle in self._hooks or []:
+            handle.remove()
+        for p in self.group["params"]:
+            GAUGE_OF.pop(id(p), None)
+        self.group.pop(RECORD, None)
 
     @property
     def group(self) -> dict[str, Any]:
         """The optimizer's group (looked up, since load_state_dict replaces it)."""
         return self.optimizer.param_groups[self.index]
+
+    @property
+    def rule(self) -> UpdateRule:
+        """How the optimizer updates the group."""
+        return self._rule or look_up(str(rule_of(self.optimizer, self.group)))
 
     @property
     def log_scale(self) -> float:
@@ -93,104 +145,128 @@ class GroupGauge:
             raise ValueError("log_lr must be read after a step, got none so far")
         return self._log_lr
 
+    def is_ordinary(self, param: Tensor) -> bool:
+        """Whether param.grad is now in the units of the run with weight decay, and not x times that."""
+        return not is_sharded(param) if self._plan is None else self.rule.decoupled
+
+    def _momentum(self, param: Tensor) -> Tensor | None:
+        """A parameter's momentum buffer, if it has one yet."""
+        buffer: Tensor | None = self.optimizer.state.get(param, {}).get("momentum_buffer")
+        return buffer
+
     def plan(self) -> Plan:
         """Compute the coming step from the hyper-parameters as the user set them; changes nothing."""
-        group, zero = self.group, is_degree_zero(self.group)
+        group, rule = self.group, self.rule
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-        momentum = 0.0 if zero else float(group["momentum"])
+        momentum = 0.0 if rule.decoupled else float(group.get("momentum", 0.0))
         columns(1, lr=lr, weight_decay=weight_decay, momentum=momentum)
-        fresh = [self.optimizer.state.get(p, {}).get("momentum_buffer") is None for p in group["params"]]
-        dampening = 0.0 if zero or all(fresh) else float(group["dampening"])
-        self._check_momentum(momentum, dampening, fresh, zero)
-        nesterov = not zero and bool(group["nesterov"])
-        if nesterov and lr * weight_decay * (1 + momentum) >= 1:
+        dampening = 0.0 if rule.decoupled else self._dampening(momentum)
+        if rule.nesterov and lr * weight_decay * (1 + momentum) >= 1:
             raise ValueError(
                 f"weight_decay must keep lr*weight_decay*(1+momentum) < 1, got lr={lr!r}, weight_decay={weight_decay!r}"
             )
-        advance = step_function(nesterov=nesterov, decoupled=zero)
-        ratio = self.ratio
-        step = advance(ratio, lr, weight_decay, momentum, dampening)
-        if ratio != 0.0 and 1.0 - step[0] < reset_threshold(momentum, lr, weight_decay, nesterov=nesterov):
-            ratio = 0.0
-            step = advance(ratio, lr, weight_decay, momentum, dampening)
-        x_next = self.x * (1.0 - step[0])
-        product = x_next if zero else self.x * x_next
+        ratio, step = advance_by(rule)(self.ratio, lr, weight_decay, momentum, dampening)
+        x_next = self.x * (1.0 - step.decrease)
+        product = x_next if rule.decoupled else self.x * x_next  # ordinary gradients need no x_t
         if product == 0.0:
             raise OverflowError(
                 f"the exponential rate leaves the float range at log x_t = {self.log_scale:.4g}; use rebase=True"
             )
-        return Plan(step, ratio, lr * step[2] / product)
+        log_lr = math.log(lr * step.rate_gain) if lr > 0 else -math.inf
+        log_lr -= (rule.degree + 1) * self.log_scale + math.log1p(-step.decrease)
+        return Plan(step, ratio, lr * step.rate_gain / product, log_lr)
 
-    def _check_momentum(self, momentum: float, dampening: float, fresh: list[bool], zero: bool) -> None:
-        """Refuse the two states of torch's momentum buffer that the gauge does not follow."""
-        if not zero and momentum == 0.0 and not all(fresh):
+    def _dampening(self, momentum: float) -> float:
+        """The dampening of the coming step, 0 while torch creates the buffers; refuse what the gauge does not follow."""
+        fresh = [self._momentum(p) is None for p in self.group["params"]]
+        if momentum == 0.0 and not all(fresh):
             raise ValueError(
                 "momentum must stay > 0 once a momentum buffer exists, got 0.0: torch would leave the buffer stale"
             )
+        dampening = 0.0 if all(fresh) else float(self.group.get("dampening", 0.0))
         if dampening != 0.0 and any(fresh):
             raise ValueError(
                 f"dampening must be 0 while a parameter of the group has no momentum buffer yet, got {dampening!r}"
             )
+        return dampening
 
     def enter(self, plan: Plan) -> None:
         """Put the group into the run without weight decay for one step."""
         group, params = self.group, self.group["params"]
-        if self.ratio != 0.0:
-            self._create_buffers()
+        late = [p for p in params if self._momentum(p) is None]
+        if self.ratio != 0.0 and late:  # -p theta stands for an ordinary buffer of 0
+            shift_buffer(self.optimizer, late, -self.ratio * self.x**2)
         if plan.ratio != self.ratio:
             shift_buffer(self.optimizer, params, (self.ratio - plan.ratio) * self.x**2)
             self.ratio = plan.ratio
-        scale_buffers(self.optimizer, params, plan.step[4])
-        changes = {"lr": plan.lr, "weight_decay": 0.0}
-        if is_degree_zero(group):
-            changes["eps"] = group["eps"] * self.x
-        else:
-            changes["momentum"] = plan.step[3]
+        changes: dict[str, Any] = {"lr": self._in_kind(group["lr"], plan.lr), "weight_decay": 0.0}
+        if not self.rule.decoupled:
+            scale_buffers(self.optimizer, params, plan.step.gain_before)
+            changes |= {"momentum": plan.step.momentum} if "momentum" in group else {}
+        self._convert_gradients(params)
         self._saved = {name: group[name] for name in changes}
         self._plan = plan
         group.update(changes)
 
-    def _create_buffers(self) -> None:
-        """Give a parameter that has not had a gradient yet the buffer -p theta that stands for an ordinary buffer of 0."""
-        late = [
-            p for p in self.group["params"] if self.optimizer.state.get(p, {}).get("momentum_buffer") is None
-        ]
-        if late:
-            shift_buffer(self.optimizer, late, -self.ratio * self.x**2)
+    def _in_kind(self, lr: Any, value: float) -> Any:
+        """The rate as a tensor where lr is one, always the same, so that a compiled step stays compiled."""
+        if not isinstance(lr, Tensor):
+            return value
+        if self._rate is None or self._rate.device != lr.device:
+            exact = torch.float64 if lr.device.type == "cpu" else lr.dtype
+            self._rate = torch.empty_like(lr, dtype=exact)
+        return self._rate.fill_(value)
 
-    def restore(self) -> None:
-        """Give the group back as the user set it."""
-        if self._saved is not None:
-            self.group.update(self._saved)
-            self._saved = None
+    @torch.no_grad()
+    def _convert_gradients(self, params: list[Tensor]) -> None:
+        """Give the optimizer the gradients in its own units; those of the user are kept aside, bit for bit."""
+        coupled = not self.rule.decoupled
+        others = [p for p in params if is_sharded(p) != coupled] if self.x != 1.0 else []
+        self._grads = [(p, p.grad) for p in others if p.grad is not None]
+        grads = [grad for _, grad in self._grads]
+        for rows in alike(grads):
+            converted = torch._foreach_mul([grads[i] for i in rows], self.x if coupled else 1.0 / self.x)
+            for i, grad in zip(rows, converted, strict=True):
+                self._grads[i][0].grad = grad
+
+    def _restore(self) -> None:
+        """Give hyper-parameters and gradients back as they were before the step."""
+        self.group.update(self._saved)
+        for p, grad in self._grads:
+            p.grad = grad
+        self._saved, self._grads = {}, []
+
+    def undo(self) -> None:
+        """Forget a step that has raised."""
+        if self._plan is not None and not self.rule.decoupled:
+            scale_buffers(self.optimizer, self.group["params"], 1.0 / self._plan.step.gain_before)
+        self._restore()
+        self._plan = None
 
     def leave(self) -> None:
         """Close the step: restore the group, treat parameters that did not move, and advance x and kappa."""
-        self.restore()
+        self._restore()
         if self._plan is None:
             return
-        (decrease, ratio, _, momentum, before, after), _, lr = self._plan
+        step, _, _, self._log_lr = self._plan
         self._plan = None
         params = self.group["params"]
-        still = [p for p in params if p.grad is None]
-        scale_buffers(self.optimizer, [p for p in params if p.grad is not None], after)
-        alpha = 1.0 - decrease
-        if still:
-            self._hold(still, alpha, ratio, before)
-        self._log_lr = (math.log(lr) if lr > 0 else -math.inf) + self.doublings * math.log(2.0) * (
-            1 if is_degree_zero(self.group) else 2
-        )
-        self.x *= alpha
-        self.ratio = (
-            ratio if momentum > 0 else 0.0
-        )  # without momentum there is no buffer for kappa to describe
+        if not self.rule.decoupled:
+            scale_buffers(self.optimizer, [p for p in params if p.grad is not None], step.gain_after)
+        self._hold([p for p in params if p.grad is None], step)
+        self.x *= 1.0 - step.decrease
+        # without momentum there is no buffer for kappa to describe
+        self.ratio = step.ratio if step.momentum > 0 else 0.0
+        self.record()
 
     @torch.no_grad()
-    def _hold(self, params: list[Tensor], alpha: float, ratio: float, before: float) -> None:
+    def _hold(self, params: list[Tensor], step: Step) -> None:
         """Keep theta and its buffer where the run with weight decay leaves them when there is no gradient: where they were."""
-        scale_buffers(self.optimizer, params, alpha / before)
-        if ratio != 0.0 or self.ratio != 0.0:
-            shift_buffer(self.optimizer, params, alpha * self.x**2 * (self.ratio - ratio))
+        alpha = 1.0 - step.decrease
+        if not self.rule.decoupled:
+            scale_buffers(self.optimizer, params, alpha / step.gain_before)
+            if step.ratio != 0.0 or self.ratio != 0.0:
+                shift_buffer(self.optimizer, params, alpha * self.x**2 * (self.ratio - step.ratio))
         multiply(params, 1.0 / alpha)
 
     def rebase(self) -> None:
@@ -199,32 +275,80 @@ class GroupGauge:
             doublings = -math.frexp(self.x)[1]
             self._multiply(2.0**doublings)
             self.doublings += doublings
+            self.record()
 
-    @torch.no_grad()
     def _multiply(self, factor: float) -> None:
-        """Multiply x by the factor: theta~ shrinks by it, a buffer of degree r grows by its power r."""
+        """Multiply x by the factor: theta~ shrinks by it, a converted buffer grows by it."""
         multiply(self.group["params"], 1.0 / factor)
-        scale_buffers(self.optimizer, self.group["params"], factor)
+        if not self.rule.decoupled:
+            scale_buffers(self.optimizer, self.group["params"], factor)
         self.x *= factor
 
     def to_weight_decay(self) -> None:
-        """Map weights and buffers back to the run with weight decay: x = 1, kappa = 0."""
-        self.restore()
-        if self.ratio != 0.0:
-            held = [
-                p
-                for p in self.group["params"]
-                if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None
-            ]
-            shift_buffer(self.optimizer, held, self.ratio * self.x**2)
+        """Map weights, buffers and gradients back to the run with weight decay: x = 1, kappa = 0."""
+        self._shift(self.ratio * self.x**2)
+        self._multiply_gradients(1.0 / self.x)
         self._multiply(1.0 / self.x)
-        self.x, self.ratio, self.doublings = 1.0, 0.0, 0
+        self.load({})
 
-    def state(self) -> dict[str, float | int]:
+    def from_weight_decay(self, state: dict[str, Any]) -> None:
+        """Map them from the run with weight decay to the gauge of this state: the inverse."""
+        self._multiply(state["x"])
+        self.load(state)
+        self._multiply_gradients(self.x)
+        self._shift(-self.ratio * self.x**2)
+
+    def _shift(self, coefficient: float) -> None:
+        """Add coefficient * theta~ to the momentum buffers that there are."""
+        if coefficient != 0.0:
+            held = [p for p in self.group["params"] if self._momentum(p) is not None]
+            shift_buffer(self.optimizer, held, coefficient)
+
+    def _multiply_gradients(self, factor: float) -> None:
+        """Multiply the gradients that no hook has brought into ordinary units."""
+        params = [p for p in self.group["params"] if is_sharded(p)]
+        multiply([p.grad for p in params if p.grad is not None], factor)
+
+    def buffers(self) -> list[Tensor]:
+        """The converted buffers."""
+        found = [] if self.rule.decoupled else [self._momentum(p) for p in self.group["params"]]
+        return [buffer for buffer in found if buffer is not None]
+
+    def state(self) -> dict[str, Any]:
         """The numbers to save."""
-        return {"x": self.x, "ratio": self.ratio, "doublings": self.doublings}
+        numbers = {"x": self.x, "ratio": self.ratio, "doublings": self.doublings}
+        return {**numbers, "decoupled": self.rule.decoupled}
 
-    def load(self, state: dict[str, float | int]) -> None:
-        """Take the numbers back."""
-        self.restore()
-        self.x, self.ratio, self.doublings = float(state["x"]), float(state["ratio"]), int(state["doublings"])
+    def record(self) -> None:
+        """Leave the numbers in the group, once it is converted."""
+        if self._hooks is not None:
+            self.group[RECORD] = self.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the numbers back; without any, those of a run with weight decay."""
+        self.x, self.ratio = float(state.get("x", 1.0)), float(state.get("ratio", 0.0))
+        self.doublings = int(state.get("doublings", 0))
+        self.record()
+
+
+def is_moved(state: dict[str, Any]) -> bool:
+    """Whether a gauge with these numbers has other weights or buffers than the run with weight decay."""
+    return bool(state["x"] != 1.0 or state["ratio"] != 0.0)
+
+
+def _refuse_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Raise where a step would take converted weights for ordinary ones: in a copy that no ExpLR is attached to."""
+    for group in optimizer.param_groups:
+        gauge = GAUGE_OF.get(id(group["params"][0])) if RECORD in group else None
+        if (
+            RECORD in group
+            and is_moved(group[RECORD])
+            and (gauge is None or gauge.optimizer is not optimizer)
+        ):
+            raise ValueError(
+                "optimizer must have an ExpLR attached, got one with weights that ExpLR has converted (a copy, or loaded): "
+                "attach ExpLR(optimizer, model), which goes on from there, and detach() it for weight decay"
+            )
+
+
+register_optimizer_step_pre_hook(_refuse_copies)

@@ -1,117 +1,214 @@
-"""Keep normalization layers exact while the weights that feed them are rescaled.
+"""Normalization layers that follow the scale of what they normalize, and a forward pass that shows whether they do.
 
 A layer that computes (z - mean) / sqrt(var + eps) gives the same output at s*z when eps becomes s^2 eps, and,
-in eval mode, when its running mean and variance become s mean and s^2 var. Here s is the product over the
-rescaled groups of (1/x_g)^{d_g}, with d_g the degree of homogeneity of the layer's input in the weights of
-group g, which is measured.
+in eval mode, when its running mean and variance become s mean and s^2 var. Layers are known by what they have, and
+proved by trial (`co_scaling`): any module with an eps or running statistics may be one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normcore.equivalence.group_gauge import GroupGauge
-from normcore.invariance.degrees import norm_input_degrees
+from normcore.invariance.probing import tensors_in
+
+EPS = re.compile(r"(^|_)eps(ilon)?$")
+STATISTICS = {"running_mean": 1, "running_var": 2}
+"""What is co-scaled: attributes of such a name, and tensors, with their degree in the layer's input."""
+
+ORDINARY = "_ordinary_eps"
+"""Where a co-scaled layer keeps the eps it was made with, so that a copy of the model knows it too."""
 
 
-class Registered(Sequence[Tensor]):
-    """Some weights as the model has them at the moment: FSDP registers now the shards, now the whole weights."""
-
-    def __init__(self, model: nn.Module, params: Sequence[Tensor], named: Mapping[Tensor, str]) -> None:
-        """Hold the weights that the optimizer has, and the names of those that are the model's."""
-        self.model, self.params, self.named = model, params, named
-
-    def __len__(self) -> int:
-        return len(self.params)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Look one up, by its name."""
-        param = self.params[index]
-        return self.model.get_parameter(self.named[param]) if param in self.named else param
+INTEGER = 1e-4
+"""How far a measured degree may lie from an integer; only a mixture of scaled and unscaled parts moves it."""
 
 
-class NormScaling:
-    """The norm layers of a model, their original eps, and the degrees of their inputs in each group's weights.
+class NormLayer:
+    """A module with an eps or running statistics, and the scale at which they are.
 
-    The degrees are measured on the inputs of the model's first forward pass in train mode (extra passes, no
-    gradients), or taken from a saved state.
+    `power` is the degree of its eps: 2 beside a variance, 1 beside a standard deviation. `degrees` are those of its
+    input in the weights of each group, as far as they have been measured.
     """
 
-    def __init__(self, model: nn.Module, gauges: Sequence[GroupGauge]) -> None:
-        """Wait for the model's first forward pass in train mode."""
-        self.model, self.gauges = model, list(gauges)
-        self.named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self.degrees: dict[str, list[int]] | None = None
-        self.eps: dict[str, float | None] = {}
-        self._scales: dict[str, float] = {}
-        self._handle = model.register_forward_pre_hook(self._measure, with_kwargs=True)
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        named = {key: value for key, value in vars(module).items() if EPS.search(key) and key != ORDINARY}
+        self.attribute = next((a for a, v in named.items() if ORDINARY in vars(module) or _is_eps(v)), None)
+        self.power, self.scale = 2, 1.0
+        self.degrees: dict[int, int] = {}
+        self.rounding = torch.finfo(torch.float32).eps
 
-    def _measure(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Measure the degrees once, before the first forward pass in train mode.
+    @property
+    def follows(self) -> bool:
+        """Whether its input has a scale."""
+        return any(self.degrees.values())
 
-        Not in one in which other tensors stand in for the parameters, as when a curvature is read.
-        """
-        if not model.training or not all(isinstance(p, nn.Parameter) for p in model.parameters()):
+    @property
+    def eps(self) -> float | None:
+        """The eps that it has now; None where it has none, or takes RMSNorm's default."""
+        value = None if self.attribute is None else getattr(self.module, self.attribute)
+        return None if value is None else float(value)
+
+    def multiply_eps(self, ratio: float) -> None:
+        """Bring the eps to an input that is ratio times as large, for a time."""
+        if self.attribute is not None:
+            setattr(self.module, self.attribute, (self.eps or self.default()) * ratio**self.power)
+
+    def default(self) -> float:
+        """What stands for an eps that is None."""
+        return self.rounding if self.eps is None else 0.0
+
+    def set_eps(self, scale: float) -> None:
+        """Write the eps of this scale into the module; a scale of 1 gives back what was there."""
+        if self.attribute is None:
             return
-        self.close()
-        if self.degrees is None:
-            groups = [Registered(model, gauge.group["params"], self.named) for gauge in self.gauges]
-            self.adopt(norm_input_degrees(model, groups, (args, kwargs)))
-            self.update()
+        eps = vars(self.module).setdefault(ORDINARY, self.eps)
+        setattr(self.module, self.attribute, eps)
+        if scale == 1.0:
+            del vars(self.module)[ORDINARY]
+        else:
+            self.multiply_eps(scale)
 
-    def adopt(self, degrees: Mapping[str, list[int]], eps: Mapping[str, float | None] | None = None) -> None:
-        """Take the degrees of the layers that the groups reach, at scale 1."""
-        self.close()
-        self.degrees = {name: list(row) for name, row in degrees.items() if any(row)}
-        self.eps = {name: self._layer_eps(name) for name in self.degrees} if eps is None else dict(eps)
-        self._scales = dict.fromkeys(self.degrees, 1.0)
-
-    def _layer_eps(self, name: str) -> float | None:
-        """The named layer's eps as it is now."""
-        eps: Any = self.model.get_submodule(name).eps
-        return None if eps is None else float(eps)
-
-    def resume(self, degrees: Mapping[str, list[int]], eps: Mapping[str, float | None]) -> None:
-        """Adopt a saved state whose running statistics are already at the gauges' scales: only eps is set."""
-        self.adopt(degrees, eps)
-        for name in degrees:
-            self._move_eps(name, self._target(name))
+    def statistics(self) -> list[tuple[Tensor, int]]:
+        """The running statistics, with their degrees."""
+        found = [(getattr(self.module, name, None), degree) for name, degree in STATISTICS.items()]
+        return [(values, degree) for values, degree in found if isinstance(values, Tensor)]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move every layer to the present scales of the gauges."""
-        for name in self.degrees or {}:
-            target = self._target(name)
-            ratio = target / self._scales[name]
-            if ratio != 1.0:
-                scale_statistics(self.model.get_submodule(name), ratio)
-                self._move_eps(name, target)
-
-    def _target(self, name: str) -> float:
-        """The named layer's scale: the factor of its input relative to the run with weight decay."""
-        degrees = (self.degrees or {})[name]
-        return math.prod(gauge.x**-d for gauge, d in zip(self.gauges, degrees, strict=True))
-
-    def _move_eps(self, name: str, scale: float) -> None:
-        """Write the co-scaled eps into the layer; a scale of 1 gives back what was there."""
-        layer, eps = self.model.get_submodule(name), self.eps[name]
-        self._scales[name] = scale
-        if eps is None:  # RMSNorm's default: the eps of its input's dtype, taken to be that of the model
-            eps = torch.finfo(next(self.model.parameters()).dtype).eps
-        layer.eps = self.eps[name] if scale == 1.0 else eps * scale**2  # type: ignore[assignment]
-
-    def close(self) -> None:
-        """Stop waiting."""
-        self._handle.remove()
+    def scale_statistics(self, ratio: float) -> None:
+        """Multiply the running mean by the ratio and the running variance by its square, if it keeps any."""
+        for values, degree in self.statistics():
+            values.mul_(ratio**degree)
 
 
-def scale_statistics(layer: nn.Module, ratio: float) -> None:
-    """Multiply a layer's running mean by ratio and its running variance by ratio^2, if it keeps any."""
-    mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
-    if mean is not None:
-        mean.mul_(ratio)
-    if variance is not None:
-        variance.mul_(ratio**2)
+def _is_eps(value: Any) -> bool:
+    """Whether this may be an eps: a small number, or torch's None for the rounding unit."""
+    return value is None or (isinstance(value, float) and 0.0 <= value < 1.0)
+
+
+def norm_layers(model: nn.Module) -> list[NormLayer]:
+    """The modules that may have to be co-scaled; of nested ones the innermost."""
+    found = [NormLayer(name, module) for name, module in model.named_modules()]
+    found = [layer for layer in found if layer.attribute is not None or layer.statistics()]
+    modules = {layer.module for layer in found}
+    return [layer for layer in found if modules.isdisjoint(set(layer.module.modules()) - {layer.module})]
+
+
+class Run:
+    """One forward pass of a model: the norms of what goes into its layers and out of its modules; beside a base, with a
+    group halved, it co-scales the layers.
+    """
+
+    def __init__(self, base: "Run | None" = None) -> None:
+        self.base = base
+        self.inputs: dict[str, list[float]] = defaultdict(list)
+        self.outputs: dict[str, list[float]] = defaultdict(list)
+        self.degrees: dict[NormLayer, int] = {}
+        self.eps: dict[NormLayer, float | None] = {}
+        self.mixed = ""
+        self.tensors: dict[str, Tensor] = {}
+        """The model's outputs, and its buffers afterwards."""
+
+    def before(self, layer: NormLayer, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A layer is called: note its input, or bring it to the scale that its input shows."""
+        self.inputs[layer.name].append(norm := input_norm(args, kwargs))
+        if self.base is None:
+            dtypes = [torch.promote_types(z.dtype, torch.float32) for z in tensors_in((args, kwargs))]
+            layer.rounding = (
+                torch.finfo(dtypes[0]).eps if dtypes else 0.0
+            )  # half precision is computed in float32
+            return
+        ratio = 0.5 ** self._degree(layer, norm, self.base.inputs[layer.name])
+        self.eps[layer] = layer.eps
+        layer.scale_statistics(ratio)
+        layer.multiply_eps(ratio)
+
+    def _degree(self, layer: NormLayer, norm: float, base: list[float]) -> int:
+        """The degree of this call's input: an integer, and that of the other calls."""
+        call = len(self.inputs[layer.name]) - 1
+        if call >= len(base):
+            raise ValueError(
+                f"norm layer {layer.name!r} must be called equally often at every scale of the weights"
+            )
+        if base[call] == norm == 0.0:
+            return 0
+        exponent = math.log2(base[call] / norm) if base[call] > 0.0 < norm else 0.5
+        if abs(exponent - round(exponent)) > INTEGER:
+            self.mixed = (
+                self.mixed or f"the input of norm layer {layer.name!r} mixes scaled and unscaled parts"
+            )
+            return 0
+        if self.degrees.setdefault(layer, round(exponent)) != round(exponent):
+            raise ValueError(
+                f"the inputs of norm layer {layer.name!r} must have one degree in a group's weights at every call, got "
+                f"{self.degrees[layer]} and {round(exponent)}: give each call a layer of its own"
+            )
+        return round(exponent)
+
+    def after(
+        self, name: str, layer: NormLayer | None, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        """A module ends: note its output, and bring a layer back; its eps may stand beside a root: (z - mean) / (std + eps)."""
+        norm = _output_norm(output)
+        if layer is not None and self.base is not None:
+            ratio = 0.5 ** self.degrees.get(layer, 0)
+            layer.scale_statistics(1.0 / ratio)
+            expected = self.base.outputs[name][len(self.outputs[name])]
+            if norm != expected and layer.power == 2 and self.eps[layer] and not layer.statistics():
+                layer.power = 1
+                self.give_back()
+                layer.multiply_eps(ratio)
+                again = module.forward(*args, **kwargs)
+                if abs(_output_norm(again) - expected) < abs(norm - expected):
+                    output, norm = again, _output_norm(again)
+                else:
+                    layer.power = 2
+            self.give_back()
+        self.outputs[name].append(norm)
+        return output
+
+    def give_back(self) -> None:
+        """Let layers have the eps of before."""
+        for layer, eps in self.eps.items():
+            if layer.attribute is not None:
+                setattr(layer.module, layer.attribute, eps)
+
+    def gap(self, other: "Run") -> tuple[float, str]:
+        """The largest relative difference of outputs or buffers, and where it is."""
+        worst = 0.0, ""
+        if self.tensors.keys() != other.tensors.keys():
+            return math.inf, "the number of outputs"
+        for name, a in self.tensors.items():
+            b = other.tensors[name]
+            if a.shape != b.shape:
+                return math.inf, name
+            differ = (a != b) & ~(a.isnan() & b.isnan())
+            if differ.any():
+                size = float(a[a.isfinite()].double().norm())
+                gap = float((a[differ].double() - b[differ].double()).norm()) / max(size, 1e-300)
+                worst = max(worst, (gap if math.isfinite(gap) else math.inf, name))
+        return worst
+
+    def first_astray(self, titles: Mapping[str, str]) -> str:
+        """The first module whose output is not multiplied by a power of two, in words."""
+        assert self.base is not None
+        for name, norms in self.base.outputs.items():
+            pairs = zip(norms, self.outputs[name], strict=False)
+            exponents = [math.log2(a / b) for a, b in pairs if a > 0.0 < b]
+            if any(abs(e - round(e)) > 1e-12 for e in exponents):
+                return f"the first module whose output does not follow is {titles[name]}"
+        return "every module's output follows, so that no normalization removes the scale"
+
+
+def input_norm(args: Any, kwargs: Any) -> float:
+    """The norm of the first tensor that goes into a module."""
+    return next((float(z.detach().double().norm()) for z in tensors_in((args, kwargs))), 0.0)
+
+
+def _output_norm(output: Any) -> float:
+    return math.hypot(*(float(t.detach().double().norm()) for t in tensors_in(output)))

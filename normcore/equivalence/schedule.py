@@ -1,4 +1,4 @@
-"""Weight decay as an exponential learning rate, for any schedule: pure numbers, no optimizer.
+"""Weight decay as an exponential learning rate, for any schedule, in numbers; `follow` sets them on an optimizer.
 
 On a scale-invariant loss, SGD with learning rates lr_t, weight decays wd_t and momenta is, in function space,
 the same run as one without weight decay at the rates this module computes. The theorems of Li & Arora (2020)
@@ -15,9 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch.optim import Optimizer
 
 from normcore.checks import columns, require
-from normcore.equivalence.gauge import growth_factor, reset_threshold, step_function
+from normcore.equivalence.gauge import advance_by, growth_factor
+from normcore.equivalence.group_gauge import scale_buffers, shift_buffer
+from normcore.equivalence.rules import RULES, UpdateRule
 from normcore.schedules import FloatArray
 
 
@@ -170,84 +173,60 @@ def equivalent_schedule(
 
     """
     hyper = columns(steps, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening)
-    _check_switches(start, nesterov, decoupled, degree, hyper)
+    rule = UpdateRule(decoupled=decoupled, nesterov=nesterov, degree=degree)
+    _check_switches(start, rule, hyper)
     regauge = {}
     if start == "stationary" and not decoupled and hyper[2][0] > 0:
         first_lr, first_wd, first_momentum, first_dampening = (float(column[0]) for column in hyper)
         regauge[0] = stationary_ratio(first_lr, (1 - first_dampening) * first_wd, first_momentum)
-    return run_gauge(hyper, regauge, nesterov=nesterov, decoupled=decoupled, degree=degree)
+    return run_gauge(hyper, regauge, rule)
 
 
-def _check_switches(
-    start: str, nesterov: bool, decoupled: bool, degree: int, hyper: Sequence[FloatArray]
-) -> None:
+def _check_switches(start: str, rule: UpdateRule, hyper: Sequence[FloatArray]) -> None:
     """Raise ValueError for switches that contradict one another."""
     lr, weight_decay, momentum, dampening = hyper
     if start not in ("zero", "stationary"):
         raise ValueError(f"start must be 'zero' or 'stationary', got {start!r}")
-    if degree not in (0, 1, 2):
-        raise ValueError(f"degree must be 0, 1 or 2, got {degree!r}")
-    if degree != 1 and not decoupled:
-        raise ValueError(
-            f"degree must be 1 unless decoupled=True, got {degree!r}: coupled decay inside such an update has no gauge"
-        )
-    if not nesterov:
+    if not rule.nesterov:
         return
     if start == "stationary":
         raise ValueError("start must be 'zero' when nesterov=True, got 'stationary'")
     require("dampening", dampening, "0 when nesterov=True, as in torch", dampening == 0, at="step")
-    if not decoupled:
+    if not rule.decoupled:
         kept = lr * weight_decay * (1 + momentum) < 1
         condition = "such that lr*weight_decay*(1+momentum) < 1 when nesterov=True"
         require("weight_decay", weight_decay, condition, kept, at="step")
 
 
 def run_gauge(
-    hyper: Sequence[FloatArray],
-    regauge: Mapping[int, float],
-    *,
-    nesterov: bool = False,
-    decoupled: bool = False,
-    degree: int = 1,
+    hyper: Sequence[FloatArray], regauge: Mapping[int, float], rule: UpdateRule = RULES["sgd"]
 ) -> EquivalentSchedule:
     """Run the recursion over the columns (lr, wd, momentum, dampening).
 
     `regauge` sets kappa before the given steps.
     """
-    advance = step_function(nesterov=nesterov, decoupled=decoupled)
-    log_scale, lost, ratio = (
-        0.0,
-        0.0,
-        0.0,
-    )  # `lost` is Kahan's compensation: a million small logarithms are summed
+    advance = advance_by(rule)
+    # `lost` is Kahan's compensation: a million small logarithms are summed
+    log_scale, lost, ratio = 0.0, 0.0, 0.0
     scales, ratios, gauges = array("d", [0.0]), array("d"), array("d")
     corrections: dict[int, float] = {}
     for t, (lr, wd, momentum, dampening) in enumerate(
         zip(*(column.tolist() for column in hyper), strict=True)
     ):
-        target = regauge.get(t)
-        gauge = advance(ratio if target is None else target, lr, wd, momentum, dampening)
-        if (
-            gauge[0] > 0.5
-            and ratio != 0.0
-            and 1.0 - gauge[0] < reset_threshold(momentum, lr, wd, nesterov=nesterov)
-        ):
-            target = 0.0
-            gauge = advance(target, lr, wd, momentum, dampening)
-        if target is not None:
+        target, step = advance(regauge.get(t, ratio), lr, wd, momentum, dampening)
+        if target != ratio or t in regauge:
             corrections[t] = (ratio - target) * math.exp(2.0 * log_scale)
-            ratio = target
-        ratios.append(ratio)
-        gauges.extend(gauge[2:])
-        ratio = gauge[1]
-        term = math.log1p(-gauge[0]) - lost
+        ratios.append(target)
+        gauges.extend(step[2:])
+        ratio = step.ratio
+        term = math.log1p(-step.decrease) - lost
         total = log_scale + term
         lost, log_scale = (total - log_scale) - term, total
         scales.append(log_scale)
     rate_gain, run_momentum, before, after = np.array(gauges).reshape(-1, 4).T
     scale = np.array(scales)
     with np.errstate(divide="ignore"):  # log 0 = -inf is what a rate of 0 means
-        log_lr = np.log(hyper[0]) + np.log(rate_gain) - degree * scale[:-1] - scale[1:]
+        log_lr = np.log(hyper[0]) + np.log(rate_gain) - rule.degree * scale[:-1] - scale[1:]
     ratios.append(ratio)
     return EquivalentSchedule(
         log_lr=_frozen(log_lr),
@@ -269,3 +248,46 @@ def _frozen(values: FloatArray) -> FloatArray:
 def stationary_ratio(lr: float, weight_decay: float, momentum: float) -> float:
     """The fixed point kappa = wd / (alpha - momentum) of the recursion."""
     return weight_decay / (growth_factor(lr, weight_decay, momentum) - momentum)
+
+
+def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
+    """Prepare a stock optimizer for step t of the run without weight decay; call it before `optimizer.step()`.
+
+    Multiplies the momentum buffer by the gains, adds the correction where there is one, and sets lr, momentum
+    and weight_decay=0. Where some groups are tagged `scale_invariant=True` only those follow; otherwise all
+    do. Needs the whole schedule in the float range; `ExpLR` does not.
+
+    Args:
+        optimizer: SGD with the momentum and nesterov flag of the original run, or AdamW.
+        schedule: from `equivalent_schedule`, `texp` and so on.
+        t: the step, 0 <= t < schedule.steps; every step must be followed, in order.
+
+    Raises:
+        ValueError: t is out of range.
+        OverflowError: the rate exceeds the float range.
+
+    Example:
+        >>> import torch
+        >>> from normcore.equivalence.theorems import texp_plus_plus
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0, momentum=0.9)
+        >>> follow(optimizer, texp_plus_plus(0.1, 0.5, 0.9, steps=2), 0)
+        >>> round(optimizer.param_groups[0]["lr"], 6), optimizer.param_groups[0]["weight_decay"]
+        (0.105263, 0.0)
+
+    Source: Li & Arora (2020), arXiv 1910.07454, Theorems 2.12 and 2.13.
+
+    """
+    if not 0 <= t < schedule.steps:
+        raise ValueError(f"t must be in [0, {schedule.steps}), got {t!r}")
+    lr = math.exp(schedule.log_lr[t])
+    groups = [g for g in optimizer.param_groups if g.get("scale_invariant")] or optimizer.param_groups
+    params = [p for group in groups for p in group["params"]]
+    if t > 0:
+        scale_buffers(optimizer, params, float(schedule.gain_after[t - 1]))
+    if t in schedule.corrections:
+        shift_buffer(optimizer, params, schedule.corrections[t])
+    scale_buffers(optimizer, params, float(schedule.gain_before[t]))
+    for group in groups:
+        group.update(lr=lr, weight_decay=0.0)
+        if "momentum" in group:
+            group["momentum"] = float(schedule.momentum[t])

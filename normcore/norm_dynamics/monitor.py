@@ -200,10 +200,22 @@ class NormMonitor:
     def _read_gradients(self) -> list[Tensor]:
         """The norm of each gradient, 0 where there is none."""
         grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
-        found = iter(
-            self._norms([g.coalesce().values() if g.is_sparse else g for g in grads if g is not None])
-        )
-        return [self._zero if g is None else next(found) for g in grads]
+        dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
+        found = iter(self._norms(dense) if dense else [])
+        return [
+            self._zero if g is None else next(found) * f for g, f in zip(grads, self._factors(), strict=True)
+        ]
+
+    def _factors(self) -> list[float]:
+        """What brings each gradient to the scale of the weights before the step, as ExpLR's optimizer has it."""
+        gauges = {} if self.exp_lr is None else self.exp_lr.gauges
+        return [
+            scale if i in gauges and gauges[i].is_ordinary(p) else 1.0
+            for i, (group, scale) in enumerate(
+                zip(self.optimizer.param_groups, self._scales_before, strict=True)
+            )
+            for p in group["params"]
+        ]
 
     def log(self) -> dict[str, float]:
         """The last reading and the running means as a flat dict of floats; also kept as `last`.

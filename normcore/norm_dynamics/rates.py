@@ -5,48 +5,31 @@ An optimizer belongs to a family by two properties: whether its weight decay run
 gradient itself) or not at all (Adam's family, signs).
 """
 
-import functools
-import inspect
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from normcore.checks import checked_choice, require_momentum, require_range
 from normcore.elementwise import Number, common, plain
+from normcore.equivalence.rules import RULES, UpdateRule, rule_of
 from normcore.sharded import is_sharded, norm_over_parts
 
-
-class Family(NamedTuple):
-    """What the closed forms need to know of an optimizer."""
-
-    decoupled: bool
-    """Weight decay acts on the weights beside the update, not through the gradient."""
-    power: int
-    """The power of |w| that relaxes exponentially, at the rate power * intrinsic LR: 4, or 2 for degree 0."""
+FAMILIES = {name: RULES[name] for name in ("sgd", "nesterov", "sgdw", "adamw", "degree0")}
+"""Name of the optimizer -> its rule, where there are closed forms."""
 
 
-FAMILIES = {
-    "sgd": Family(decoupled=False, power=4),
-    "nesterov": Family(decoupled=False, power=4),
-    "sgdw": Family(decoupled=True, power=4),
-    "adamw": Family(decoupled=True, power=2),
-    "degree0": Family(decoupled=True, power=2),
-}
-"""Name of the optimizer -> its family. "sgd" is heavy ball too; "degree0" any decoupled update of fixed size."""
-
-
-def look_up(optimizer: str) -> Family:
-    """The family of that name."""
+def look_up(optimizer: str) -> UpdateRule:
+    """The rule of that name."""
     return FAMILIES[checked_choice("optimizer", optimizer, sorted(FAMILIES))]
 
 
-@functools.cache
-def _steps_as(kind: Any, stock: Any) -> bool:
-    """Whether the class steps as torch's own does: a subclass with a `step` of its own may have another rule."""
-    return issubclass(kind, stock) and inspect.unwrap(kind.step) is inspect.unwrap(stock.step)
+def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
+    """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    name = rule_of(optimizer, group)
+    return name if name in ("sgd", "nesterov", "adamw") else None
 
 
 class Rates(NamedTuple):
@@ -61,15 +44,15 @@ class Rates(NamedTuple):
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
     """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    kind: Any = type(optimizer)
-    if _steps_as(kind, SGD):
-        momentum, lr = float(group["momentum"]), float(group["lr"])
-        lr *= 1.0 - float(group["dampening"]) if momentum > 0 else 1.0
-        return Rates("nesterov" if group["nesterov"] else "sgd", lr, float(group["weight_decay"]), momentum)
-    decoupled = group.get("decoupled_weight_decay", issubclass(kind, AdamW))
-    if decoupled and (_steps_as(kind, AdamW) or _steps_as(kind, Adam)):
-        return Rates("adamw", float(group["lr"]), float(group["weight_decay"]), float(group["betas"][0]))
-    return None
+    family = family_of(optimizer, group)
+    if family is None:
+        return None
+    lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+    if family == "adamw":
+        return Rates(family, lr, weight_decay, float(group["betas"][0]))
+    momentum = float(group["momentum"])
+    lr *= 1.0 - float(group["dampening"]) if momentum > 0 else 1.0
+    return Rates(family, lr, weight_decay, momentum)
 
 
 def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:

@@ -181,14 +181,14 @@ def columns_of(rates: Rates | None, table: Any) -> dict[str, Any]:
         values = {"norm": norm, "grad_norm": np.sqrt(grad), "angle": angle}
         if rates is None:
             return values
-        decoupled, power = look_up(rates.family)
-        kept = 1.0 if power == 2 else 1.0 - rates.momentum
-        values["effective_lr"] = rates.lr / kept / norm ** (power // 2)
+        rule = look_up(rates.family)
+        kept = 1.0 if rule.power == 2 else 1.0 - rates.momentum
+        values["effective_lr"] = rates.lr / kept / norm ** (rule.power // 2)
         values["grad_sq_norm"] = signal
         if rates.weight_decay > 0:
             values["rho"] = mean_moved / expected
     own = (rates.lr, rates.weight_decay)
-    values["intrinsic_lr"] = intrinsic_lr(*own, 0.0 if decoupled else rates.momentum)
+    values["intrinsic_lr"] = intrinsic_lr(*own, 0.0 if rule.decoupled else rates.momentum)
     rows = (norm > 0) & (signal > 0) & np.isfinite(norm)
     if min(own) > 0 and np.isfinite(_row(rates)[2]) and rows.any():
         values |= {name: np.full(len(norm), np.nan) for name in COLUMNS[-4:]}

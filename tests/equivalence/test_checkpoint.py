@@ -100,6 +100,9 @@ def test_control_weights_alone_are_not_a_checkpoint():
     model, optimizer, state = trained("momentum")
     converted = nc.convert_checkpoint(state, "weight_decay")
     converted["optimizer"] = state["optimizer"]  # buffers left in the other gauge
+    with pytest.raises(ValueError, match="optimizer must have an ExpLR attached"):
+        resumed("momentum", converted)[1].step()
+    del converted["optimizer"]["param_groups"][0]["exp_lr"]
     twin, twin_optimizer = resumed("momentum", converted)
     gaps = [
         float((step(model, optimizer, b) - step(twin, twin_optimizer, b)).abs().max())

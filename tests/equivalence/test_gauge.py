@@ -8,14 +8,16 @@ from helpers import EXACT
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import normcore as nc
 from normcore.equivalence.gauge import (
+    advance_by,
     coupled_step,
     decoupled_step,
     growth_factor,
     nesterov_step,
     reset_threshold,
-    step_function,
 )
+from normcore.equivalence.rules import UpdateRule
 
 momenta = st.floats(0.0, 0.99)
 fractions = st.floats(0.0, 1.0, exclude_max=True)
@@ -51,20 +53,39 @@ def test_growth_factor_at_the_standard_values():
 def test_stationary_ratio_is_a_fixed_point(lr, fraction, momentum):
     weight_decay = 0.9 * fraction * (1 - math.sqrt(momentum)) ** 2 / lr
     ratio = weight_decay / (growth_factor(lr, weight_decay, momentum) - momentum)
-    decrease, new, *_ = coupled_step(ratio, lr, weight_decay, momentum, 0.0)
-    assert new == pytest.approx(ratio, rel=1e-9)
-    assert 1 - decrease == pytest.approx(growth_factor(lr, weight_decay, momentum), rel=EXACT)
+    step = coupled_step(ratio, lr, weight_decay, momentum, 0.0)
+    assert step.ratio == pytest.approx(ratio, rel=1e-9)
+    assert 1 - step.decrease == pytest.approx(growth_factor(lr, weight_decay, momentum), rel=EXACT)
 
 
 def test_nesterov_without_momentum_is_the_coupled_step():
     plain, nesterov = coupled_step(0.0, 0.1, 0.5, 0.0, 0.0), nesterov_step(0.0, 0.1, 0.5, 0.0, 0.0)
-    assert plain[:2] == nesterov[:2] and nesterov[2] == pytest.approx(1.0, rel=EXACT)
+    assert plain.decrease == nesterov.decrease and plain.ratio == nesterov.ratio
+    assert nesterov.rate_gain == pytest.approx(1.0, rel=EXACT)
 
 
-def test_switches():
-    assert step_function(nesterov=True, decoupled=True) is decoupled_step
-    assert step_function(nesterov=True, decoupled=False) is nesterov_step
-    assert step_function(nesterov=False, decoupled=False) is coupled_step
+def test_each_rule_takes_its_step():
+    hyper = (0.1, 0.2, 0.3, 0.9, 0.0)
+    assert advance_by(UpdateRule(decoupled=True, nesterov=True))(*hyper) == (0.1, decoupled_step(*hyper))
+    assert advance_by(UpdateRule(decoupled=False, nesterov=True))(*hyper) == (0.1, nesterov_step(*hyper))
+    assert advance_by(UpdateRule(decoupled=False))(*hyper) == (0.1, coupled_step(*hyper))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_gauge_is_reset_where_the_number_would_shrink_past_the_roots(nesterov):
+    advance = advance_by(UpdateRule(decoupled=False, nesterov=nesterov))
+    step = nesterov_step if nesterov else coupled_step
+    for ratio in (2.0, 6.0):  # past the threshold, and not
+        kept, taken = advance(ratio, 0.1, 0.3, 0.9, 0.0)
+        alpha = 1 - step(ratio, 0.1, 0.3, 0.9, 0.0).decrease
+        reset = alpha < reset_threshold(0.9, 0.1, 0.3, nesterov=nesterov)
+        assert reset == (ratio == 6.0)
+        assert kept == (0.0 if reset else ratio) and taken == step(kept, 0.1, 0.3, 0.9, 0.0)
+
+
+def test_without_momentum_nothing_is_reset():
+    assert advance_by(UpdateRule(decoupled=False))(0.0, 1.0, 0.6, 0.0, 0.0)[1].decrease == 0.6
+    assert not nc.texp_plus_plus(1.0, 0.6, steps=5).corrections
 
 
 def test_reset_threshold_is_half_the_modulus_of_the_roots():

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from normcore.checks import checked, checked_count
-from normcore.equivalence.optimizer import ExpLR, follow
-from normcore.equivalence.schedule import EquivalentSchedule
+from normcore.equivalence.optimizer import ExpLR
+from normcore.equivalence.schedule import EquivalentSchedule, follow
 from normcore.lab.training.checkpoint import RunState
 from normcore.lab.training.history import History, Probe, Recorder
 from normcore.lab.training.probes import direction, trainable
