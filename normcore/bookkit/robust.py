@@ -57,7 +57,7 @@ DECADES = 10.0
 
 KICK = """from normcore import lab
 from normcore.bookkit.robust import kicked
-for name in ("mlp", "cnn", "cnn1d", "resnet", "preresnet", "Stack", "WideStack"):
+for name in ("mlp", "cnn", "cnn1d", "resnet", "preresnet", "Stack"):
     setattr(lab, name, kicked(getattr(lab, name)))
 """
 """A cell that moves each initial weight of a net by one unit in the last place."""

@@ -6,10 +6,11 @@ from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.resnets import preresnet, resnet
 from normcore.lab.nets.transformer import transformer
-from normcore.lab.stacks.descend import Descent, descend, half_mse, softmax_loss, train_stack
+from normcore.lab.stacks.descend import Descent, descend
 from normcore.lab.stacks.stack import (
     Stack,
-    WideStack,
+    half_mse,
+    softmax_loss,
     stack_accuracy_on,
     stack_loss_on,
     stack_norms,
@@ -85,19 +86,16 @@ __all__ = [
     "roundings",
     "slope",
     # many nets side by side
+    "Descent",
     "Stack",
+    "descend",
+    "half_mse",
+    "softmax_loss",
     "stack_accuracy_on",
     "stack_loss_on",
     "stack_norms",
     "stack_predictions",
     "stack_weights",
-    "train_stack",
-    # wide nets past the edge
-    "Descent",
-    "WideStack",
-    "descend",
-    "half_mse",
-    "softmax_loss",
     "top_eigenpair",
     "wide_curvature",
     "wide_kernel",

@@ -25,6 +25,18 @@ def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(np.linalg.norm((x - y).reshape(len(x), -1), axis=1))
 
 
+def first_nan(record: ArrayLike) -> list[int | None]:
+    """Find for each run the first reading of a record (readings, runs) that is NaN, or None.
+
+    Example:
+        >>> first_nan([[1.0, 1.0], [2.0, float("nan")]])
+        [None, 1]
+
+    """
+    lost = np.isnan(np.asarray(record, dtype=np.float64))
+    return [int(run.argmax()) if run.any() else None for run in lost.T]
+
+
 def max_gap(a: ArrayLike, b: ArrayLike) -> float:
     """Return max over t of |a_t - b_t|, nan where a reading is.
 

@@ -1,282 +1,187 @@
-"""Gradient descent on wide nets side by side, past the edge of what converges."""
+"""One descent for many nets side by side; a run that diverges stops where it is, and the others go on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
+from normcore.checks import checked, checked_count
 from normcore.lab.data.dataset import Dataset
-from normcore.lab.stacks.stack import Stack, StackProbe, WideStack, stack_losses
-from normcore.lab.training.history import History, Record
+from normcore.lab.measure import first_nan
+from normcore.lab.stacks.stack import Stack, StackLoss, StackProbe, default_loss
+from normcore.lab.training.history import Record
 
-BLOCK = 256
-"""Steps whose batches are drawn at once."""
+FloatArray = NDArray[np.float64]
+
+GIVE_UP = 1e6
+"""The largest loss of a run, in units of its first one, or of 1 where that is less. The catapult's own peak is about
+the width times the first loss, so this is far above it."""
+
+BLOCK = 128
+"""Steps whose batches are drawn, and sent to the device, at once."""
 
 
-def train_stack(
+@dataclass(frozen=True, eq=False)
+class Descent(Record):
+    """What a descent recorded; all arrays are NaN from where a run diverged.
+
+    Attributes:
+        loss: (T+1, R) loss on the batch of each step, before the step, and on one more after the last.
+        step: the steps before which the probes were read, the last one after the last step.
+        records: probe name -> (readings, R, ...), and "grad_sq", (T, R): |g|^2, the squared norm of each step's
+            gradient. (S, the "grad_sq_norm" of `equilibrium`, is that times the squared norm of the weights.)
+        diverged_at: for each run the step before which its loss or gradient was lost, or None.
+
+    """
+
+    @property
+    def diverged_at(self) -> list[int | None]:
+        """See the class."""
+        return first_nan(self.loss)
+
+
+def descend(
     stack: Stack,
     data: Dataset | tuple[Tensor, Tensor],
     *,
     lr: ArrayLike,
     weight_decay: ArrayLike = 0.0,
     steps: int,
+    loss_fn: StackLoss | None = None,
     batch_size: int | None = None,
-    seeds: Sequence[int] | None = None,
+    replacement: bool = True,
+    seeds: Sequence[int] | int | None = None,
     probes: Mapping[str, StackProbe] | None = None,
     every: int = 1,
-    progress: bool | None = False,
-) -> History:
-    """Train each run with plain SGD and coupled weight decay: w <- (1 - lr wd) w - lr g.
+) -> Descent:
+    """Train each run by gradient descent with coupled weight decay: w <- (1 - lr wd) w - lr g.
+
+    A run diverges when its loss or squared gradient is not finite, or its loss exceeds a million times its first one,
+    or a million where that one is below 1. It then stays where it is, and the others go on.
 
     Args:
-        stack: trained in place.
-        data: whose training part is used, or inputs and labels.
-        lr: a number, (T,) over the steps, (R, 1) over the runs, or (R, T).
+        stack: trained in place, on the device where it and the data are.
+        data: whose training part is used, or inputs (N, ...) and labels (N,) or targets (N, outputs).
+        lr: a number, one for each run (R,), or what broadcasts to runs and steps (R, T).
         weight_decay: likewise.
         steps: T.
-        batch_size: drawn with replacement; None is full batch.
-        seeds: of each run's batches, (R,); equal seeds see equal batches. By default 0 ... R-1.
-        probes: name -> function of the stack that gives an (R, ...) tensor, read as in `train`.
-        every: steps between readings.
-        progress: whether to show a bar.
-
-    Returns:
-        History: loss (T, R), gradient records "grad_sq_norm" (T, R), the squared norm of each run's batch
-        gradient at its own weights, and the probes' readings.
-
-    Raises:
-        ValueError: a shape does not fit, or steps, every or batch_size is below 1.
-        FloatingPointError: a loss is not finite.
-
-    Example:
-        >>> from normcore.lab import load_dataset
-        >>> stack = Stack((64, 16, 10), seeds=range(3))
-        >>> history = train_stack(stack, load_dataset("digits"), lr=0.1, weight_decay=4e-3, steps=20, batch_size=16)
-        >>> history.loss.shape
-        (20, 3)
-
-    """
-    x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else data
-    rates = _over_runs("lr", lr, steps, stack, batch_size, every)
-    decays = _over_runs("weight_decay", weight_decay, steps, stack, batch_size, every)
-    batches = _stack_batches(x.flatten(1), y, stack, steps, batch_size, seeds)
-    losses, squares, taken = list[Tensor](), list[Tensor](), list[int]()
-    readings: dict[str, list[NDArray[np.float64]]] = {name: [] for name in probes or {}}
-
-    def read(t: int) -> None:
-        taken.append(t)
-        for name, probe in (probes or {}).items():
-            readings[name].append(probe(stack).detach().double().cpu().numpy().copy())
-
-    for t in tqdm(range(steps), disable=not progress, leave=False):
-        if t % every == 0:
-            read(t)
-        loss, square = _step(stack, *next(batches), rates[t], decays[t])
-        losses.append(loss)
-        squares.append(square)
-    read(steps)
-    records = {name: np.stack(values) for name, values in readings.items()}
-    records["grad_sq_norm"] = _record(squares)
-    if not np.isfinite(_record(losses)).all():
-        raise FloatingPointError("a run diverged: its loss is not finite")
-    return History(_record(losses), np.array(taken), records)
-
-
-def _step(stack: Stack, x: Tensor, y: Tensor, lr: Tensor, weight_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of every run: its loss before it and the squared norm of its gradient, (R,) each."""
-    weights = list(stack.weights)
-    loss = stack_losses(stack(x), y)
-    gradients = torch.autograd.grad(loss.sum(), weights)
-    with torch.no_grad():
-        for w, g in zip(weights, gradients, strict=True):
-            w.mul_(1 - lr * weight_decay).sub_(lr * g)
-    square = torch.stack([g.flatten(1).pow(2).sum(dim=1) for g in gradients]).sum(dim=0)
-    return loss.detach(), square
-
-
-def _record(rows: list[Tensor]) -> NDArray[np.float64]:
-    """Rows of a record as one array."""
-    record: NDArray[np.float64] = torch.stack(rows).double().cpu().numpy()
-    return record
-
-
-def _stack_batches(
-    x: Tensor, y: Tensor, stack: Stack, steps: int, batch_size: int | None, seeds: Sequence[int] | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each step's inputs and labels (R, B): everything, or a draw of each run's own."""
-    own = list(range(stack.runs)) if seeds is None else [int(seed) for seed in seeds]
-    if len(own) != stack.runs:
-        raise ValueError(f"seeds must hold one for each of {stack.runs} runs, got {len(own)}")
-    if batch_size is None:
-        return iter([(x, y.expand(stack.runs, -1))] * steps)
-    return ((x[index], y[index]) for index in _draws(own, steps, batch_size, len(x)))
-
-
-def _over_runs(
-    name: str, value: ArrayLike, steps: int, stack: Stack, batch_size: int | None, every: int
-) -> Tensor:
-    """A rate for each step and run as (T, R, 1, 1) in the dtype of the weights."""
-    for label, number in (("steps", steps), ("every", every), ("batch_size", batch_size or 1)):
-        if number < 1:
-            raise ValueError(f"{label} must be >= 1, got {number!r}")
-    array: NDArray[np.float64] = np.asarray(value, dtype=np.float64)
-    if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
-    try:
-        table = np.broadcast_to(array, (stack.runs, steps))
-    except ValueError:
-        need = f"a number, ({steps},), ({stack.runs}, 1) or ({stack.runs}, {steps})"
-        raise ValueError(f"{name} must be {need}, got shape {array.shape}") from None
-    weight = stack.weights[0]
-    return torch.tensor(table.T.copy(), dtype=weight.dtype, device=weight.device)[:, :, None, None]
-
-
-def _draws(seeds: Sequence[int], steps: int, batch_size: int, count: int) -> Iterator[Tensor]:
-    """Indices (R, B) for each step; a run's depend on its seed only."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    for start in range(0, steps, BLOCK):
-        size = (min(BLOCK, steps - start), batch_size)
-        drawn = torch.stack([torch.randint(count, size, generator=g) for g in generators], dim=1)
-        yield from drawn
-
-
-WideLoss = Callable[[Tensor, Tensor], Tensor]
-WideProbe = Callable[[WideStack], Tensor]
-GIVE_UP = 1e6
-"""A run whose loss exceeds the largest initial loss by this factor counts as diverged. The catapult's own peak is
-about the width times the initial loss, so this is far above it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Descent(Record):
-    """What a descent recorded.
-
-    Attributes:
-        loss: (T+1, R) full-batch loss before each step and after the last; inf once a run has diverged.
-        step: the steps before which the probes were read, the last one after the last step.
-        records: probe name -> (readings, R, ...).
-        diverged_at: (R,) step at which a run was given up, -1 where it was not.
-
-    """
-
-    diverged_at: NDArray[np.int64]
-
-
-def half_mse(output: Tensor, y: Tensor) -> Tensor:
-    """Return 1/(2m) sum over inputs and outputs of (f - y)^2 for each run: outputs (R, m, K), targets (m, K)."""
-    return (output - y).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
-
-
-def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each run: outputs (R, m, K), targets (m, K) one-hot."""
-    target = y.argmax(dim=1).expand(len(output), -1)
-    each = cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none")
-    return each.view(target.shape).mean(dim=1)
-
-
-def descend(
-    nets: WideStack,
-    x: Tensor,
-    y: Tensor,
-    *,
-    lr: ArrayLike,
-    steps: int,
-    loss_fn: WideLoss = half_mse,
-    batch_size: int | None = None,
-    seed: int = 0,
-    probes: Mapping[str, WideProbe] | None = None,
-    every: int = 1,
-) -> Descent:
-    """Run gradient descent with a learning rate for each run, without momentum or weight decay.
-
-    A run that diverges is stopped where it is and recorded; the others go on.
-
-    Args:
-        nets: trained in place.
-        x: (m, ...) inputs.
-        y: (m, K) targets.
-        lr: a number, or one for each run.
-        steps: T, >= 1.
-        loss_fn: of outputs (R, m, K) and targets (m, K), one value for each run; each run must depend on its own
-            outputs only.
-        batch_size: minibatches without replacement, the same for all runs; None is full batch.
-        seed: of the minibatches.
-        probes: name -> function of the nets that gives (R, ...), read before steps 0, every, ... and after the
-            last.
+        loss_fn: of outputs (R, B, outputs) and the batch's y, one value for each run, which must depend on that run's
+            outputs alone; by default `half_mse` for floats y and `softmax_loss` for integer labels.
+        batch_size: None is full batch.
+        replacement: whether examples are drawn independently, or permutations cut into batches (the rest dropped).
+        seeds: of each run's batches (R,), where equal seeds see equal batches, or one for all; by default 0 ... R-1.
+        probes: name -> function of the stack that gives (R, ...), read before steps 0, every, ... and after the last.
         every: steps between readings.
 
-    Returns:
-        Descent.
-
     Raises:
-        ValueError: lr has the wrong length or is not > 0, steps or every is below 1, or the batch is larger than
-            the data.
+        ValueError: a shape does not fit, lr or weight_decay is not >= 0, or a count is below 1.
 
     Example:
         >>> x, y = torch.randn(10, 5), torch.ones(10, 1)
-        >>> nets = WideStack((5, 64, 1), seeds=[0, 0])
-        >>> descend(nets, x, y, lr=[0.01, 1e4], steps=20).diverged_at.tolist()[0]
-        -1
+        >>> nets = Stack((5, 64, 1), seeds=[0, 0], parametrization="ntk")
+        >>> descend(nets, (x, y), lr=[0.01, 1e9], steps=20).diverged_at
+        [None, 1]
 
     """
-    rates = _rates(lr, nets, steps, every)
-    if batch_size is not None and not 1 <= batch_size <= len(x):
-        raise ValueError(f"batch_size must be between 1 and {len(x)}, got {batch_size!r}")
-    weights, alive = list(nets.weights), torch.ones(nets.runs, dtype=torch.bool)
-    stopped = np.full(nets.runs, -1, dtype=np.int64)
-    losses, taken = list[Tensor](), list[int]()
-    readings: dict[str, list[NDArray[np.float64]]] = {name: [] for name in probes or {}}
-    draws = _batches(len(x), batch_size, seed)
-
-    def read(t: int) -> None:
-        taken.append(t)
-        for name, probe in (probes or {}).items():
-            readings[name].append(probe(nets).detach().double().numpy().copy())
-
+    x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else data
+    checked_count("steps", steps), checked_count("every", every)
+    rates, decays = _table("lr", lr, stack, steps), _table("weight_decay", weight_decay, stack, steps)
+    batches = _batches(x, y, stack.runs, batch_size, replacement, seeds)
+    loss_of, probes, weights = loss_fn or default_loss(y), probes or {}, list(stack.weights)
+    taken, rows, readings = list[int](), list[FloatArray](), {name: list[FloatArray]() for name in probes}
+    limit, alive = np.full(stack.runs, np.inf), np.full(stack.runs, True)
     for t in range(steps + 1):
         if t % every == 0 or t == steps:
-            read(t)
-        full = loss_fn(nets(x), y)
-        limit = GIVE_UP * (losses[0] if losses else full.detach()).max()
-        bad = alive & ~(full.detach() <= limit)
-        stopped[bad.numpy()] = t
-        alive = alive & ~bad
-        losses.append(torch.where(alive, full.detach(), torch.inf))
-        if t == steps:
-            break
-        index = None if batch_size is None else next(draws)
-        loss = full if index is None else loss_fn(nets(x[index]), y[index])
-        gradients = torch.autograd.grad(loss.sum(), weights)
-        with torch.no_grad():
-            for w, g in zip(weights, gradients, strict=True):
-                moving = alive[:, None, None]
-                w.sub_(torch.where(moving, rates * g, 0.0))
+            taken.append(t)
+            for name, probe in probes.items():
+                readings[name].append(_reading(name, probe(stack), stack.runs))
+        inputs, targets, own = next(batches)
+        loss = loss_of(stack(inputs, own), targets)
+        gradients = torch.autograd.grad(loss.sum(), weights) if t < steps else ()
+        square = sum((g.flatten(1).pow(2).sum(dim=1) for g in gradients), torch.zeros_like(loss))
+        row = _numbers(torch.stack([loss.detach(), square]))
+        limit = GIVE_UP * np.maximum(row[0], 1.0) if t == 0 else limit
+        alive = alive & np.isfinite(row).all(axis=0) & (row[0] <= limit)
+        rows.append(np.where(alive, row, np.nan))
+        if t < steps:
+            _step(weights, gradients, rates[t], decays[t], alive)
+    losses, squares = np.stack(rows, axis=1)
     records = {name: np.stack(values) for name, values in readings.items()}
-    return Descent(torch.stack(losses).double().numpy(), np.array(taken), records, stopped)
+    for record in records.values():
+        record[np.isnan(losses[taken])] = np.nan
+    return Descent(losses, np.array(taken), {"grad_sq": squares[:-1]} | records)
 
 
-def _rates(lr: ArrayLike, nets: WideStack, steps: int, every: int) -> Tensor:
-    """One rate for each run, (R, 1, 1)."""
-    for name, value in (("steps", steps), ("every", every)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value!r}")
-    rates = np.asarray(lr, dtype=np.float64)
-    if rates.shape not in ((), (nets.runs,)):
-        raise ValueError(f"lr must be a number or {nets.runs} of them, got shape {rates.shape}")
-    if not ((rates > 0).all() and np.isfinite(rates).all()):
-        raise ValueError(f"lr must be > 0 and finite, got {lr!r}")
-    table = np.broadcast_to(rates, (nets.runs,)).copy()
-    return torch.tensor(table, dtype=nets.weights[0].dtype)[:, None, None]
+@torch.no_grad()
+def _step(
+    weights: list[Tensor], gradients: Sequence[Tensor], lr: Tensor, weight_decay: Tensor, alive: NDArray[Any]
+) -> None:
+    kept = 1 - lr * weight_decay
+    if not alive.all():  # a lost gradient times 0 would still be lost
+        moves = torch.from_numpy(alive).to(lr.device)[:, None, None]
+        kept = torch.where(moves, kept, 1.0)
+        gradients = [torch.where(moves, g, 0.0) for g in gradients]
+    for w, g in zip(weights, gradients, strict=True):
+        w.mul_(kept).sub_(lr * g)
 
 
-def _batches(count: int, batch_size: int | None, seed: int) -> Iterator[Tensor]:
-    """Indices of minibatches: permutations cut into pieces, the rest of each dropped."""
-    generator = torch.Generator().manual_seed(seed)
-    while batch_size is not None:
-        order = torch.randperm(count, generator=generator)
-        yield from order[: count - count % batch_size].split(batch_size)
+def _table(name: str, value: ArrayLike, stack: Stack, steps: int) -> Tensor:
+    """A rate for each step and run, (T, R, 1, 1), in the dtype and on the device of the weights."""
+    array, weight = checked(name, value, least=0), stack.weights[0]
+    try:
+        table = np.broadcast_to(array[:, None] if array.ndim == 1 else array, (stack.runs, steps))
+    except ValueError:
+        need = f"a number, ({stack.runs},) or what broadcasts to runs and steps ({stack.runs}, {steps})"
+        raise ValueError(f"{name} must be {need}, got shape {array.shape}") from None
+    return torch.tensor(table.T.copy(), dtype=weight.dtype, device=weight.device)[:, :, None, None]
+
+
+def _batches(
+    x: Tensor,
+    y: Tensor,
+    runs: int,
+    batch_size: int | None,
+    replacement: bool,
+    seeds: Sequence[int] | int | None,
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Inputs and targets for step after step, and whether each run has its own."""
+    if batch_size is None:
+        yield from itertools.repeat((x, y, False))
+        return
+    if checked_count("batch_size", batch_size) > len(x) and not replacement:
+        raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
+    common = isinstance(seeds, int)
+    own = [seeds] if isinstance(seeds, int) else list(range(runs) if seeds is None else seeds)
+    if len(own) != (1 if common else runs):
+        raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
+    generators = [
+        torch.Generator().manual_seed(int(seed)) for seed in own
+    ]  # on the CPU: the same for all devices
+    fit = len(x) // batch_size
+    while True:
+        if replacement:
+            drawn = [torch.randint(len(x), (BLOCK, batch_size), generator=g) for g in generators]
+        else:
+            orders = [torch.randperm(len(x), generator=g) for g in generators]
+            drawn = [order[: fit * batch_size].view(fit, batch_size) for order in orders]
+        for index in torch.stack(drawn, dim=1).to(x.device):
+            index = index[0] if common else index
+            yield x[index], y[index], not common
+
+
+def _reading(name: str, value: Tensor, runs: int) -> FloatArray:
+    if value.shape[:1] != (runs,):
+        raise ValueError(
+            f"probes[{name!r}] must give (R, ...) with R = {runs}, got shape {tuple(value.shape)}"
+        )
+    return _numbers(value)
+
+
+def _numbers(values: Tensor) -> FloatArray:
+    """Values as an array: here, and nowhere else, they leave their device."""
+    return values.detach().cpu().numpy().astype(np.float64)

@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,78 +16,141 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from normcore.lab.nets.layers import ACTIVATIONS, SMALLEST_EPS
 
-StackProbe = Callable[["Stack"], Tensor]
+StackProbe = Callable[[Any], Tensor]
+StackLoss = Callable[[Tensor, Tensor], Tensor]
+
+DEFAULTS = {"standard": ("layer", "leaky_relu"), "ntk": ("none", "relu")}
+"""Parametrization -> its norm and activation."""
+
+GAINS = {"relu": 2**0.5, "leaky_relu": (2 / 1.04) ** 0.5, "tanh": 1.0, "identity": 1.0}
+"""Factors that keep the size of the activations through the layers of NTK parametrization."""
 
 
 class Stack(nn.Module):
-    """R multilayer perceptrons side by side: linear-norm-activation, then a frozen random head.
+    """R multilayer perceptrons of one shape side by side, each a net of its own.
 
-    Scale-invariant in the trained weights of each run, like `mlp`.
+    In the standard parametrization weights are N(0, 1/fan_in), and after linear-norm-activation layers comes a frozen
+    random head: scale-invariant in the trained weights of each run, like `mlp`. In NTK parametrization weights are
+    N(0, 1), the factors gain/sqrt(fan_in) stand in the forward pass, and the last layer is trained like the others.
 
     Args:
-        sizes: (inputs, hidden, ..., classes).
-        seeds: one for each run; a seed draws the weights and the head.
-        norm: "layer", "batch" (over the run's batch) or "none".
-        activation: as in `mlp`; leaky_relu keeps units alive where relu kills some for good.
-        head_scale: factor on the head's N(0, 1/fan_in) weights.
-        shared_head: one head for all runs, that of the first seed.
+        sizes: (inputs, hidden, ..., outputs).
+        seeds: one for each run, of all its weights; equal seeds are equal nets.
+        parametrization: "standard" or "ntk".
+        norm: "layer", "batch" (over the run's batch) or "none"; by default "layer", and "none" with "ntk".
+        activation: as in `mlp`; by default "leaky_relu", which keeps units alive where relu kills some for good, and
+            "relu" with "ntk".
+        head_scale: factor on the weights of the last layer.
+        shared_head: the last layer of the first seed for all runs.
+        antisymmetric: pairs the units of the last hidden layer, equal weights in and opposite weights out, so that
+            f = 0 at the start and the kernel is that of an ordinary net.
         dtype: float32 or float64.
 
+    Attributes:
+        weights: the trained layers, (R, fan_in, fan_out) each.
+        head: the frozen last layer, (R, fan_in, outputs), or None with "ntk".
+
     Raises:
-        ValueError: a name is unknown, sizes has fewer than three entries, or there is no seed.
+        ValueError: an argument is none of these, or `antisymmetric` has an odd last width.
 
     Example:
         >>> stack = Stack((64, 16, 10), seeds=range(3))
         >>> stack(torch.randn(3, 5, 64)).shape, stack(torch.randn(5, 64)).shape  # own inputs, or common ones
         (torch.Size([3, 5, 10]), torch.Size([3, 5, 10]))
 
+    Source: "ntk": Jacot et al. (2018), arXiv 1806.07572; Lewkowycz et al. (2020), arXiv 2003.02218.
+
     """
 
-    head: Tensor
+    head: Tensor | None
 
     def __init__(
         self,
         sizes: Sequence[int],
         seeds: Sequence[int],
         *,
-        norm: str = "layer",
-        activation: str = "leaky_relu",
+        parametrization: str = "standard",
+        norm: str | None = None,
+        activation: str | None = None,
         head_scale: float = 1.0,
         shared_head: bool = False,
+        antisymmetric: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Draw each run's weights from its own seed."""
         super().__init__()
+        _one_of("parametrization", parametrization, DEFAULTS)
+        norm, activation = norm or DEFAULTS[parametrization][0], activation or DEFAULTS[parametrization][1]
+        _one_of("norm", norm, ("layer", "batch", "none"))
+        _one_of("activation", activation, ACTIVATIONS)
+        _one_of("dtype", dtype, SMALLEST_EPS)
         if len(sizes) < 3:
-            raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {tuple(sizes)}")
-        if norm not in ("layer", "batch", "none"):
-            raise ValueError(f"norm must be 'layer', 'batch' or 'none', got {norm!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+            raise ValueError(f"sizes must be (inputs, hidden, ..., outputs), got {tuple(sizes)}")
         if not len(seeds):
             raise ValueError("seeds must name at least one run, got none")
-        drawn = [_draw(sizes, int(seed), dtype) for seed in seeds]
+        if antisymmetric and sizes[-2] % 2:
+            raise ValueError(f"sizes must have an even last width to be antisymmetric, got {sizes[-2]}")
         self.norm, self.activation, self.eps = norm, ACTIVATIONS[activation](), SMALLEST_EPS[dtype]
+        self.gain = GAINS[activation] if parametrization == "ntk" else None
+        drawn = [_draw(sizes, int(seed), dtype) for seed in seeds]
         layers = [torch.stack(layer) for layer in zip(*drawn, strict=True)]
-        self.weights = nn.ParameterList(layers[:-1])
-        head = head_scale * (layers[-1][:1].expand_as(layers[-1]) if shared_head else layers[-1])
-        self.register_buffer("head", head.clone())
+        if self.gain is None:
+            layers = [w / math.sqrt(w.shape[1]) for w in layers]
+        if shared_head:
+            layers[-1] = layers[-1][:1].repeat(len(seeds), 1, 1)
+        if antisymmetric:
+            half = sizes[-2] // 2
+            layers[-2][..., half:] = layers[-2][..., :half]
+            layers[-1][:, half:] = -layers[-1][:, :half]
+        layers[-1] *= head_scale
+        self.weights = nn.ParameterList(layers[:-1] if self.gain is None else layers)
+        self.register_buffer("head", layers[-1] if self.gain is None else None)
 
     @property
     def runs(self) -> int:
         """How many nets there are."""
         return len(self.weights[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (R, B, classes) for inputs (R, B, ...), or for (B, ...) common to all runs."""
-        own = x.ndim > 2 and len(x) == self.runs and x.shape[2:].numel() == self.weights[0].shape[1]
-        h = x.flatten(2) if own else x.flatten(1).expand(self.runs, -1, -1)
-        for w in self.weights:
-            h = self.activation(self._normalize(torch.bmm(h, w)))
-        return torch.bmm(h, self.head)
+    def forward(self, x: Tensor, own: bool | None = None) -> Tensor:
+        """Compute the outputs (R, B, outputs) for inputs (B, ...) common to all runs, or (R, B, ...) of each run.
+
+        `own` says whether they are of each run; only a shape that fits both needs it, as (R, 1, 8, 8) for 64 inputs.
+
+        Raises:
+            ValueError: the shape fits neither, or both.
+
+        """
+        return self.layers(x, own)[1][-1]
+
+    def layers(self, x: Tensor, own: bool | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """List what enters each linear layer, (R, B, fan_in), with its factor of NTK parametrization, and what leaves it,
+        (R, B, fan_out), before norm and activation; what leaves the last are the outputs. Inputs as in `forward`.
+        """
+        h, enters, leaves = self._rows(x, own), list[Tensor](), list[Tensor]()
+        layers = [*self.weights] if self.head is None else [*self.weights, self.head]
+        for w in layers:
+            if leaves:
+                h = self.activation(self._normalize(leaves[-1]))
+            if self.gain is not None:
+                h = h * ((1.0 if w is layers[-1] else self.gain) / w.shape[1] ** 0.5)
+            enters.append(h)
+            leaves.append(torch.bmm(h, w))
+        return enters, leaves
+
+    def _rows(self, x: Tensor, own: bool | None) -> Tensor:
+        """The inputs as (R, B, inputs)."""
+        runs, inputs = self.weights[0].shape[:2]
+        common_fits = x.ndim > 1 and x.shape[1:].numel() == inputs
+        own_fits = x.ndim > 2 and len(x) == runs and x.shape[2:].numel() == inputs
+        if own is None and common_fits and own_fits and runs > 1:  # one run gets the same rows either way
+            both = f"{runs} examples common to all runs, or one for each: say own=True or own=False"
+            raise ValueError(f"x must not fit two readings, got shape {tuple(x.shape)}: {both}")
+        own = own_fits if own is None else own
+        if not (own_fits if own else common_fits):
+            need = f"({runs}, B, ...) of each run" if own else f"(B, ...), or ({runs}, B, ...) of each run,"
+            raise ValueError(f"x must be {need} with {inputs} numbers an example, got shape {tuple(x.shape)}")
+        return x.flatten(2) if own else x.flatten(1).expand(runs, -1, -1)
 
     def _normalize(self, h: Tensor) -> Tensor:
-        """Over the features of each example, over each run's batch, or not at all."""
         if self.norm == "layer":
             return layer_norm(h, h.shape[-1:], eps=self.eps)
         if self.norm == "batch":
@@ -96,10 +160,10 @@ class Stack(nn.Module):
 
     def take(self, runs: Sequence[int]) -> "Stack":
         """Copy some of the runs, repeats allowed: `take([0, 0, 1])` makes two arms of the first."""
-        index = torch.as_tensor(list(runs))
+        index = torch.as_tensor(list(runs), device=self.weights[0].device)
         part = copy.deepcopy(self)
-        part.weights = nn.ParameterList([w.detach()[index].clone() for w in self.weights])
-        part.register_buffer("head", self.head[index].clone())
+        part.weights = nn.ParameterList([w.detach()[index] for w in self.weights])
+        part.head = None if self.head is None else self.head[index]
         return part
 
     @torch.no_grad()
@@ -113,7 +177,7 @@ class Stack(nn.Module):
         need = tuple(stack_weights(self).shape)
         if tuple(vectors.shape) != need:
             raise ValueError(f"vectors must have shape {need}, got {tuple(vectors.shape)}")
-        other = self.take(range(self.runs))
+        other = copy.deepcopy(self)
         parts = vectors.split([w[0].numel() for w in other.weights], dim=1)
         for w, part in zip(other.weights, parts, strict=True):
             w.copy_(part.reshape(w.shape))
@@ -121,172 +185,137 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def scale_(self, factor: float | Tensor) -> "Stack":
-        """Multiply all trained weights, by one factor or one for each run."""
+        """Multiply all trained weights, by one factor or one for each run, and return the stack itself."""
         for w in self.weights:
-            w.mul_(torch.as_tensor(factor, dtype=w.dtype).reshape(-1, 1, 1))
+            w.mul_(torch.as_tensor(factor, dtype=w.dtype, device=w.device).reshape(-1, 1, 1))
         return self
 
 
+def _one_of(name: str, value: Any, allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
 def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
-    """N(0, 1/fan_in) weights, the head last."""
+    """N(0, 1) weights of one net, drawn on the CPU so that a seed means the same net on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(a, b, generator=generator, dtype=dtype) / math.sqrt(a)
-        for a, b in itertools.pairwise(sizes)
-    ]
+    return [torch.randn(a, b, generator=generator, dtype=dtype) for a, b in itertools.pairwise(sizes)]
 
 
 @torch.no_grad()
 def stack_weights(stack: Stack) -> Tensor:
-    """Each run's trained weights as one vector, (R, n): a probe for `train_stack`."""
+    """Each run's trained weights as one vector, (R, n): a probe for `descend`."""
     return torch.cat([w.detach().flatten(1) for w in stack.weights], dim=1)
 
 
 def stack_norms(stack: Stack) -> Tensor:
-    """|theta| of each run, (R,): a probe for `train_stack`."""
+    """|theta| of each run, (R,) float64: a probe for `descend`."""
     norms: Tensor = torch.linalg.vector_norm(stack_weights(stack).double(), dim=1)
     return norms
 
 
-def stack_loss_on(x: Tensor, y: Tensor) -> StackProbe:
-    """Make a probe: the cross-entropy of each run on fixed inputs, (R,)."""
-    return lambda stack: stack_losses(stack(x), y.expand(stack.runs, -1)).detach()
-
-
-def stack_accuracy_on(x: Tensor, y: Tensor) -> StackProbe:
-    """Make a probe: the accuracy of each run on fixed inputs, (R,)."""
-    return lambda stack: (stack_predictions(stack, x) == y).double().mean(dim=1)
-
-
 @torch.no_grad()
 def stack_predictions(stack: Stack, x: Tensor) -> Tensor:
-    """The label that each run gives to each input, (R, N)."""
-    output: Tensor = stack(x)
+    """The label that each run gives to each input (N, ...), (R, N)."""
+    output: Tensor = stack(x, own=False)
     return output.argmax(dim=2)
 
 
-def stack_losses(output: Tensor, y: Tensor) -> Tensor:
-    """The mean cross-entropy of each run, (R,), for outputs (R, B, classes) and labels (R, B)."""
-    each = cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none")
-    return each.view(y.shape).mean(dim=1)
+def stack_accuracy_on(x: Tensor, y: Tensor) -> StackProbe:
+    """Make a probe: the accuracy of each run on fixed inputs (N, ...) with labels (N,), (R,) float64."""
+    return lambda stack: (stack_predictions(stack, x) == y).double().mean(dim=1)
 
 
-GAINS = {"relu": 2**0.5, "tanh": 1.0, "identity": 1.0}
-"""Factors g that keep the size of the activations through ReLU layers."""
+def stack_loss_on(x: Tensor, y: Tensor, loss_fn: StackLoss | None = None) -> StackProbe:
+    """Make a probe: the loss of each run on fixed inputs (N, ...), (R,); y and loss_fn as in `descend`."""
+    loss_of = loss_fn or default_loss(y)
+    return lambda stack: loss_of(stack(x, own=False), y).detach()
 
 
-class WideStack(nn.Module):
-    """R fully connected nets of one shape in NTK parametrisation.
+def default_loss(y: Tensor) -> StackLoss:
+    """The loss that fits the targets: `half_mse` for floats, `softmax_loss` for integer labels."""
+    return half_mse if y.is_floating_point() else softmax_loss
 
-    Args:
-        sizes: (inputs, hidden, ..., outputs).
-        seeds: one for each run; equal seeds are equal nets.
-        activation: "relu", "tanh" or "identity".
-        antisymmetric: pairs the hidden units of the last hidden layer, equal weights in and opposite weights out, so that
-            f = 0 at the start and the kernel is that of an ordinary net.
-        dtype: float32 or float64.
+
+def half_mse(output: Tensor, y: Tensor) -> Tensor:
+    """Return 1/(2B) sum of (f - y)^2 for each run, (R,): outputs f (R, B, K), targets (B, K) or each run's (R, B, K).
 
     Raises:
-        ValueError: the activation is unknown, sizes has fewer than three entries, there is no seed, or
-            `antisymmetric` has an odd last width.
+        ValueError: y has another shape.
 
     Example:
-        >>> nets = WideStack((64, 256, 1), seeds=[0, 0, 1])
-        >>> nets(torch.randn(5, 64)).shape
-        torch.Size([3, 5, 1])
-
-    Source: Jacot et al. (2018), arXiv 1806.07572; Lewkowycz et al. (2020), arXiv 2003.02218.
+        >>> half_mse(torch.zeros(2, 3, 1), torch.ones(3, 1))
+        tensor([0.5000, 0.5000])
 
     """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        seeds: Sequence[int],
-        *,
-        activation: str = "relu",
-        antisymmetric: bool = False,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Draw each run's weights from its own seed."""
-        super().__init__()
-        if activation not in GAINS:
-            raise ValueError(f"activation must be one of {sorted(GAINS)}, got {activation!r}")
-        if len(sizes) < 3:
-            raise ValueError(f"sizes must be (inputs, hidden, ..., outputs), got {tuple(sizes)}")
-        if not len(seeds):
-            raise ValueError("seeds must name at least one run, got none")
-        if antisymmetric and sizes[-2] % 2:
-            raise ValueError(f"sizes must have an even last width to be antisymmetric, got {sizes[-2]}")
-        self.gain, self.activation = GAINS[activation], ACTIVATIONS[activation]()
-        drawn = [_draw_wide(sizes, int(seed), antisymmetric, dtype) for seed in seeds]
-        self.weights = nn.ParameterList([torch.stack(layer) for layer in zip(*drawn, strict=True)])
-
-    @property
-    def runs(self) -> int:
-        """How many nets there are."""
-        return len(self.weights[0])
-
-    def layers(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What enters each weight, (R, m, fan_in), scaled as it is multiplied, and what leaves it."""
-        h, enters, leaves = x.flatten(1).expand(self.runs, -1, -1), list[Tensor](), list[Tensor]()
-        for index, w in enumerate(self.weights):
-            last = index == len(self.weights) - 1
-            enters.append(h * ((1.0 if last else self.gain) / w.shape[1] ** 0.5))
-            leaves.append(torch.bmm(enters[-1], w))
-            h = self.activation(leaves[-1])
-        return enters, leaves
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (R, m, K) for inputs (m, ...) common to all runs."""
-        return self.layers(x)[1][-1]
+    return (output - _targets(y, output.shape)).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
 
 
-def _draw_wide(sizes: Sequence[int], seed: int, antisymmetric: bool, dtype: torch.dtype) -> list[Tensor]:
-    """N(0, 1) weights of one net."""
-    generator = torch.Generator().manual_seed(seed)
-    pairs = list(itertools.pairwise(sizes))
-    weights = [torch.randn(a, b, generator=generator, dtype=dtype) for a, b in pairs]
-    if antisymmetric:
-        half = sizes[-2] // 2
-        weights[-2][:, half:] = weights[-2][:, :half]
-        weights[-1][half:] = -weights[-1][:half]
-    return weights
+def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each run, (R,), for outputs (R, B, K).
+
+    Targets are integer labels (B,) or probabilities (B, K), or each run's own with an axis R before.
+
+    Raises:
+        ValueError: y has another shape.
+
+    Example:
+        >>> softmax_loss(torch.zeros(2, 3, 10), torch.tensor([1, 2, 3])).exp()
+        tensor([10., 10.])
+
+    """
+    target = _targets(y, output.shape if y.is_floating_point() else output.shape[:2])
+    each = cross_entropy(output.flatten(0, 1), target.flatten(0, 1), reduction="none")
+    return each.view(output.shape[:2]).mean(dim=1)
 
 
-def wide_kernel(nets: WideStack, x: Tensor) -> Tensor:
+def _targets(y: Tensor, shape: torch.Size) -> Tensor:
+    """The targets of each run."""
+    if y.shape not in (shape, shape[1:]):
+        raise ValueError(f"y must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(y.shape)}")
+    return y.expand(shape)
+
+
+def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
     """Compute each run's tangent kernel J J^T / m over all outputs, exactly, layer by layer.
-
-    The kernel of a linear layer is the product, entry by entry, of the Gram matrices of what enters it and of what
-    comes back to it; the layers' kernels add up.
 
     Args:
         nets: R of them.
-        x: (m, ...) inputs.
+        x: m inputs, as in `Stack.forward`.
 
     Returns:
-        (R, m K, m K), the outputs of an input next to each other.
+        (R, m K, m K), the K outputs of an input next to each other.
+
+    Raises:
+        ValueError: the norm is "batch", which couples the inputs of a batch.
 
     Example:
-        >>> wide_kernel(WideStack((3, 8, 2), seeds=[0]), torch.randn(4, 3)).shape
+        >>> wide_kernel(Stack((3, 8, 2), seeds=[0], parametrization="ntk"), torch.randn(4, 3)).shape
         torch.Size([1, 8, 8])
 
     """
+    if nets.norm == "batch":
+        raise ValueError("nets must not have norm 'batch', which couples the inputs of a batch")
     enters, leaves = nets.layers(x)
-    outputs = leaves[-1]
+    outputs, trained = leaves[-1], range(len(nets.weights))
     runs, m, classes = outputs.shape
-    returns = [torch.autograd.grad(outputs[:, :, k].sum(), leaves, retain_graph=True) for k in range(classes)]
-    kernel = torch.zeros(runs, m, classes, m, classes, dtype=x.dtype)
-    for layer, entering in enumerate(enters):
-        gram = torch.bmm(entering, entering.transpose(1, 2)).detach()
-        back = torch.stack([returned[layer] for returned in returns], dim=2).flatten(1, 2)
+    returns = [
+        torch.autograd.grad(outputs[:, :, k].sum(), [leaves[i] for i in trained], retain_graph=True)
+        for k in range(classes)
+    ]
+    kernel = outputs.new_zeros(runs, m, classes, m, classes)
+    for i in trained:
+        # An output's gradient in a linear layer is the outer product of what enters and what comes back, so that
+        # inner products of gradients are products, entry by entry, of these two Gram matrices.
+        gram = torch.bmm(enters[i], enters[i].transpose(1, 2)).detach()
+        back = torch.stack([returned[i] for returned in returns], dim=2).flatten(1, 2)
         product = torch.bmm(back, back.transpose(1, 2)).view(runs, m, classes, m, classes)
         kernel += gram[:, :, None, :, None] * product
     return kernel.view(runs, m * classes, m * classes) / m
 
 
-def wide_curvature(nets: WideStack, x: Tensor, iterations: int = 60) -> Tensor:
-    """Find the top eigenvalue of each run's tangent kernel by power iteration, (R,)."""
+def wide_curvature(nets: Stack, x: Tensor, iterations: int = 60) -> Tensor:
+    """Find the top eigenvalue of each run's `wide_kernel`, (R,), by `top_eigenpair`."""
     return top_eigenpair(wide_kernel(nets, x), iterations)[0]
 
 
@@ -303,7 +332,7 @@ def top_eigenpair(kernel: Tensor, iterations: int = 60) -> tuple[Tensor, Tensor]
     """
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(kernel.shape[-1], 1, generator=generator, dtype=kernel.dtype)
-    vector = start.expand(len(kernel), -1, -1)
+    vector = start.to(kernel.device).expand(len(kernel), -1, -1)
     for _ in range(iterations):
         vector = torch.bmm(kernel, vector)
         vector = vector / vector.norm(dim=1, keepdim=True)

@@ -1,31 +1,46 @@
 """A last layer: normalization alone converges, weight decay alone converges, both together do not.
 
-Features x ~ N(0, I_m), label y = sign(x_1), logistic loss, SGD with a constant rate and a fresh
-batch of B examples at each step. The error of w is its angle to the first axis over pi.
+Features x ~ N(0, I_m), label y = sign(x_1), logistic loss, SGD with a constant rate and a fresh batch of B examples
+at each step. The error of w is its angle to the first axis over pi.
 
-The law is symmetric around the first axis, so a run is followed through two numbers, w_1 and the
-length of the rest, w_r. Every score depends on x through x_1 and x_r, its coordinate along the
-rest; given those, the gradient sum_b c_b x_b has in the other m-2 directions a normal vector of
-length |c| chi_{m-2}. This is exact in law, and a step costs O(B) rather than O(B m).
+The law is symmetric around the first axis, so a run is followed through two numbers, w_1 and the length of the rest,
+w_r. Every score depends on x through x_1 and x_r, its coordinate along the rest; given those, the gradient
+sum_b c_b x_b has in the other m-2 directions a normal vector of length |c| chi_{m-2}. This is exact in law, and a
+step costs O(B) rather than O(B m).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from normcore.checks import checked, checked_count
+from normcore.lab.measure import first_nan
+
 FloatArray = NDArray[np.float64]
+NORMS = ["batch", "none", "sphere"]
 
 
 @dataclass(frozen=True, eq=False)
 class ToyRun:
-    """Errors and norms before step 0, 1, ..., steps; both (steps+1, runs)."""
+    """What `toy` returns, before step 0, 1, ..., steps.
+
+    Attributes:
+        error: the angle between w and the first axis, over pi, (steps+1, runs).
+        norm: |w|, (steps+1, runs). Both are NaN from where a run left the floats.
+        diverged_at: that step for each run, or None.
+
+    """
 
     error: FloatArray
     norm: FloatArray
+
+    @property
+    def diverged_at(self) -> list[int | None]:
+        """See the class."""
+        return first_nan(self.norm)
 
 
 def toy(
@@ -47,18 +62,15 @@ def toy(
     Args:
         lr: learning rate, > 0.
         weight_decay: >= 0.
-        norm: "none" (score x'w), "sphere" (x'w/|w|, batch normalization over the population) or
-            "batch" (x'w standardised over the batch, no affine part, eps = 0).
+        norm: "none" (score x'w), "sphere" (x'w/|w|, batch normalization over the population) or "batch" (x'w
+            standardised over the batch, no affine part, eps = 0).
         steps: number of steps.
         dim: m, >= 3.
         batch_size: B, >= 3.
         runs: independent runs, each with its own batches.
-        start_norm: start at this multiple of the first axis, the solution, one for all runs or one
-            for each; by default at a random unit vector.
+        start_norm: start at this multiple of the first axis, the solution, one for all runs or one for each; by
+            default at a random unit vector.
         seed: of everything random.
-
-    Returns:
-        ToyRun.
 
     Raises:
         ValueError: an argument breaks its condition.
@@ -71,19 +83,29 @@ def toy(
     Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
 
     """
-    _check(lr, weight_decay, norm, steps, dim, batch_size, runs)
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
+    checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
+    if not lr * weight_decay < 1:
+        raise ValueError(
+            f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
+        )
+    checked_count("steps", steps), checked_count("runs", runs)
+    checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
     rng = np.random.default_rng(seed)
     w = _start(rng, dim, runs, start_norm)
     norms, errors = np.empty((steps + 1, runs)), np.empty((steps + 1, runs))
-    for t in range(steps + 1):
-        norms[t], errors[t] = np.hypot(*w), np.arctan2(w[1], w[0]) / np.pi
-        if t == steps:
-            break
-        x = rng.standard_normal((2, runs, batch_size))
-        gradient, side = toy_gradient(w, x, norm=norm)
-        side *= np.sqrt(rng.chisquare(dim - 2, runs))
-        w = (1 - lr * weight_decay) * w - lr * gradient
-        w[1] = np.hypot(w[1], lr * side)
+    with np.errstate(over="ignore", invalid="ignore"):  # a run that leaves the floats goes alone
+        for t in range(steps + 1):
+            w[:, ~np.isfinite(np.hypot(*w))] = np.nan
+            norms[t], errors[t] = np.hypot(*w), np.arctan2(w[1], w[0]) / np.pi
+            if t == steps:
+                break
+            x = rng.standard_normal((2, runs, batch_size))
+            gradient, side = toy_gradient(w, x, norm=norm)
+            side *= np.sqrt(rng.chisquare(dim - 2, runs))
+            w = (1 - lr * weight_decay) * w - lr * gradient
+            w[1] = np.hypot(w[1], lr * side)
     return ToyRun(errors, norms)
 
 
@@ -96,12 +118,16 @@ def toy_gradient(w: FloatArray, x: FloatArray, *, norm: str) -> tuple[FloatArray
         norm: as in `toy`.
 
     Returns:
-        The gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation
-        of each of its other coordinates.
+        The gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation of each of its
+        other coordinates.
 
     """
-    score = w[0][:, None] * x[0] + w[1][:, None] * x[1]
-    c = SCORE_GRADIENTS[norm](score, np.sign(x[0]), np.hypot(*w)[:, None])
+    score, size = w[0][:, None] * x[0] + w[1][:, None] * x[1], np.hypot(*w)[:, None]
+    if norm == "batch":
+        c = _batch_scores(score, np.sign(x[0]))
+    else:
+        size = size if norm == "sphere" else np.ones_like(size)
+        c = _logistic(score / size, np.sign(x[0])) / size
     gradient = np.einsum("rb,irb->ir", c, x)
     if norm == "sphere":  # |w| depends on w too: no gradient along w
         unit = w / np.hypot(*w)
@@ -114,18 +140,8 @@ def _logistic(z: FloatArray, label: FloatArray) -> FloatArray:
     return np.asarray(-label * expit(-label * z) / z.shape[1])
 
 
-def _plain(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray:
-    """The factor c_b of x_b in the gradient, for the score itself."""
-    return _logistic(score, label)
-
-
-def _sphere(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray:
-    """The same for score/|w| at fixed |w|."""
-    return _logistic(score / size, label) / size
-
-
-def _batch(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray:
-    """The same for the score standardised over its batch."""
+def _batch_scores(score: FloatArray, label: FloatArray) -> FloatArray:
+    """The derivative of the loss in the scores that are standardised over their batch."""
     centred = score - score.mean(axis=1, keepdims=True)
     sd = np.sqrt((centred**2).mean(axis=1, keepdims=True))
     z = centred / sd
@@ -133,16 +149,7 @@ def _batch(score: FloatArray, label: FloatArray, size: FloatArray) -> FloatArray
     return np.asarray((s - s.mean(axis=1, keepdims=True) - z * (s * z).mean(axis=1, keepdims=True)) / sd)
 
 
-SCORE_GRADIENTS: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
-    "none": _plain,
-    "sphere": _sphere,
-    "batch": _batch,
-}
-"""Name of the normalization -> derivative of the batch loss in the scores x'w."""
-
-
 def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike | None) -> FloatArray:
-    """Where the runs start, (2, runs)."""
     if start_norm is None:
         w = np.stack([rng.standard_normal(runs), np.sqrt(rng.chisquare(dim - 1, runs))])
         return np.asarray(w / np.hypot(*w))
@@ -150,23 +157,6 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
     if size.shape not in ((), (runs,)) or not (np.isfinite(size).all() and (size > 0).all()):
         raise ValueError(f"start_norm must be > 0, one or {runs} of them, got {start_norm!r}")
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
-
-
-def _check(
-    lr: float, weight_decay: float, norm: str, steps: int, dim: int, batch_size: int, runs: int
-) -> None:
-    """Refuse arguments that break their conditions."""
-    if norm not in SCORE_GRADIENTS:
-        raise ValueError(f"norm must be one of {sorted(SCORE_GRADIENTS)}, got {norm!r}")
-    if not 0 < lr < np.inf:
-        raise ValueError(f"lr must be > 0 and finite, got {lr!r}")
-    if not (weight_decay >= 0 and lr * weight_decay < 1):
-        need = "weight_decay must be >= 0 with lr*weight_decay < 1"
-        raise ValueError(f"{need}, got {weight_decay!r} at lr={lr!r}")
-    least = {"steps": (steps, 1), "dim": (dim, 3), "batch_size": (batch_size, 3), "runs": (runs, 1)}
-    for name, (value, low) in least.items():
-        if value < low:
-            raise ValueError(f"{name} must be >= {low}, got {value!r}")
 
 
 def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
@@ -177,7 +167,7 @@ def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
         epsilon: the half angle of the cone around it, radians.
 
     Returns:
-        (runs,), infinity where the run ended before.
+        (runs,), infinity where the run ended before, NaN where it diverged before.
 
     Example:
         >>> run = ToyRun(np.array([[0.0], [0.2], [0.5]]), np.ones((3, 1)))
@@ -186,7 +176,8 @@ def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
 
     """
     above = run.error > epsilon / math.pi
-    return np.where(above.any(axis=0), above.argmax(axis=0), np.inf).astype(np.float64)
+    never = np.where(np.isnan(run.error[-1]), np.nan, np.inf)
+    return np.where(above.any(axis=0), above.argmax(axis=0), never)
 
 
 def theorem_3_1_bound(
@@ -201,9 +192,9 @@ def theorem_3_1_bound(
 ) -> float:
     """Bound the steps until normalization with weight decay leaves the cone of error epsilon/pi.
 
-    ln(64 norm^2 epsilon sqrt(B) / (lr sqrt(m-2))) / (2 (lr*weight_decay - 2 epsilon^2))
-    + 9 ln(1/delta), with probability 1 - delta. Inside the cone the squared norm shrinks by
-    exp(-2 (lr*weight_decay - 2 epsilon^2)) a step, until one noisy gradient turns w out of it.
+    ln(64 norm^2 epsilon sqrt(B) / (lr sqrt(m-2))) / (2 (lr*weight_decay - 2 epsilon^2)) + 9 ln(1/delta), with
+    probability 1 - delta. Inside the cone the squared norm shrinks by exp(-2 (lr*weight_decay - 2 epsilon^2)) a step,
+    until one noisy gradient turns w out of it.
 
     Convention: coupled decay, no momentum; counts from a step at which |w| = norm.
 
@@ -216,31 +207,20 @@ def theorem_3_1_bound(
         batch_size: B.
         delta: probability that the bound fails, in (0, 1].
 
-    Returns:
-        A number of steps.
-
     Raises:
-        ValueError: an argument breaks its condition, or lr*weight_decay <= 2 epsilon^2, where the
-            norm need not shrink.
+        ValueError: an argument breaks its condition, or lr*weight_decay <= 2 epsilon^2, where the norm need not
+            shrink.
 
     Example:
         >>> round(theorem_3_1_bound(0.1, 0.02, 0.01, norm=1.0))
         539
 
-    Source: the form of Li & Arora (2020), arXiv 1910.07454, Theorem 3.1. The first term is derived
-        in the chapter; the constants 64 and 9 are not, and are only held against simulations.
+    Source: the form of Li & Arora (2020), arXiv 1910.07454, Theorem 3.1. The first term is derived in the chapter;
+        the constants 64 and 9 are not, and are only held against simulations.
 
     """
-    positive = {
-        "lr": lr,
-        "epsilon": epsilon,
-        "norm": norm,
-        "dim - 2": dim - 2,
-        "batch_size": batch_size,
-    }
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
+    checked("lr", lr, above=0), checked("epsilon", epsilon, above=0), checked("norm", norm, above=0)
+    checked("dim", dim, above=2), checked("batch_size", batch_size, above=0)
     if not 0 < delta <= 1:
         raise ValueError(f"delta must be in (0, 1], got {delta!r}")
     rate = lr * weight_decay - 2 * epsilon**2

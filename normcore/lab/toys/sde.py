@@ -22,31 +22,24 @@ import torchsde
 from numpy.typing import NDArray
 from torch import Tensor
 
+from normcore.checks import checked
+from normcore.lab.measure import first_nan
+
 FloatArray = NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
-Rate = float | Callable[[float], float]
+Factor = Callable[[Tensor], Tensor]
+Rate = Callable[[Any], float]
 
 
-class Form:
-    """What both forms share: gradient and projected noise at a unit vector, in torchsde's words."""
+class _Form:
+    """What both forms share: gradient and projected noise at unit vectors (runs, d), in torchsde's words."""
 
     sde_type, noise_type = "ito", "general"
 
-    def __init__(
-        self, loss: Loss | None, factor: Callable[[Tensor], Tensor], lr: Rate, weight_decay: Rate
-    ) -> None:
+    def __init__(self, loss: Loss | None, factor: Factor, lr: Rate, weight_decay: Rate) -> None:
         self.loss, self.factor, self.lr, self.weight_decay = loss, factor, lr, weight_decay
 
-    def rates(self, t: Any) -> tuple[float, float]:
-        """(eta, lambda) at time t."""
-        return value(self.lr, float(t)), value(self.weight_decay, float(t))
-
-    def columns(self, start: Tensor) -> int:
-        """The number of independent noises."""
-        return int(self.factor(unit(start)).shape[-1])
-
     def gradient(self, u: Tensor) -> Tensor:
-        """The gradient of the loss at unit vectors."""
         if self.loss is None:
             return torch.zeros_like(u)
         with torch.enable_grad():
@@ -60,94 +53,85 @@ class Form:
         return a - u[:, :, None] * torch.einsum("ri,rik->rk", u, a)[:, None, :]
 
 
-class Weights(Form):
-    """The equation of W."""
+class _Weights(_Form):
+    """The equation of W: `f` is the drift, `g` the diffusion (runs, d, k)."""
 
     def encode(self, start: Tensor) -> Tensor:
-        """The state at time 0."""
         return start
 
-    def decode(self, states: Tensor) -> tuple[FloatArray, FloatArray, float]:
-        """Direction, norm and defect."""
+    def decode(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Direction, norm, and by how much the direction's length was off 1."""
         norm = states.norm(dim=-1)
-        return (states / norm[..., None]).double().numpy(), norm.double().numpy(), 0.0
+        return states / norm[..., None], norm, torch.zeros_like(norm)
 
     def f(self, t: Any, w: Tensor) -> Tensor:
-        """The drift."""
-        lr, weight_decay = self.rates(t)
+        lr, weight_decay = self.lr(t), self.weight_decay(t)
         norm = w.norm(dim=1, keepdim=True)
         drift: Tensor = -lr * weight_decay * w - lr * self.gradient(w / norm) / norm
         return drift
 
     def g(self, t: Any, w: Tensor) -> Tensor:
-        """The diffusion, (runs, d, k)."""
-        diffusion: Tensor = self.rates(t)[0] * self.noise(unit(w)) / w.norm(dim=1)[:, None, None]
+        diffusion: Tensor = self.lr(t) * self.noise(_unit(w)) / w.norm(dim=1)[:, None, None]
         return diffusion
 
 
-class Direction(Form):
-    """The equations of u and |W|^4; gamma is the latter over eta^2, which may depend on time."""
+class _Direction(_Form):
+    """The equations of (u, |W|^4); gamma is the latter over eta^2, which may depend on time."""
 
     def encode(self, start: Tensor) -> Tensor:
-        """The state at time 0: u, then |W|^4."""
-        return torch.cat([unit(start), start.norm(dim=1, keepdim=True) ** 4], dim=1)
+        return torch.cat([_unit(start), start.norm(dim=1, keepdim=True) ** 4], dim=1)
 
-    def decode(self, states: Tensor) -> tuple[FloatArray, FloatArray, float]:
-        """Direction, norm and defect."""
+    def decode(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `_Weights`."""
         length = states[..., :-1].norm(dim=-1)
-        u = states[..., :-1] / length[..., None]
-        defect = float((length - 1).abs().max())
-        return u.double().numpy(), (states[..., -1] ** 0.25).double().numpy(), defect
+        return states[..., :-1] / length[..., None], states[..., -1] ** 0.25, (length - 1).abs()
 
     def f(self, t: Any, y: Tensor) -> Tensor:
-        """The drift of (u, |W|^4)."""
-        lr, weight_decay = self.rates(t)
-        u, fourth = unit(y[:, :-1]), y[:, -1:]
+        lr, weight_decay = self.lr(t), self.weight_decay(t)
+        u, fourth = _unit(y[:, :-1]), y[:, -1:]
         gamma = fourth / lr**2
         trace = self.noise(u).square().sum(dim=(1, 2))[:, None]
         turn = -self.gradient(u) / gamma.sqrt() - trace / (2 * gamma) * y[:, :-1]
         return torch.cat([turn, -4 * lr * weight_decay * fourth + 2 * lr**2 * trace], dim=1)
 
     def g(self, t: Any, y: Tensor) -> Tensor:
-        """The diffusion; |W|^4 has none."""
-        lr, _ = self.rates(t)
-        noise = self.noise(unit(y[:, :-1])) * (lr / y[:, -1].sqrt())[:, None, None]
-        return torch.cat([noise, torch.zeros_like(noise[:, :1])], dim=1)
+        noise = self.noise(_unit(y[:, :-1])) * (self.lr(t) / y[:, -1].sqrt())[:, None, None]
+        return torch.cat([noise, torch.zeros_like(noise[:, :1])], dim=1)  # |W|^4 has no noise
 
 
-def unit(w: Tensor) -> Tensor:
-    """The rows at length 1."""
+def _unit(w: Tensor) -> Tensor:
     rows: Tensor = w / w.norm(dim=1, keepdim=True)
     return rows
 
 
-def value(rate: Rate, t: float) -> float:
-    """The rate at time t."""
-    return float(rate(t) if callable(rate) else rate)
-
-
-FORMS: dict[str, type[Weights] | type[Direction]] = {"direction": Direction, "weights": Weights}
+FORMS: dict[str, type[_Weights] | type[_Direction]] = {"direction": _Direction, "weights": _Weights}
 """Name of the form -> its system."""
-
-
-STRONG_ORDER = 0.5
-"""Of Euler-Maruyama under noise that does not commute: the error along a path falls as dt^(1/2)."""
 
 
 @dataclass(frozen=True, eq=False)
 class SDERun:
-    """What `simulate_sde` returns; T times, R runs, d dimensions."""
+    """What `simulate_sde` returns, T times of R runs in d dimensions, NaN from where a run diverged.
+
+    Attributes:
+        step: times in steps, (T,).
+        direction: u, (T, R, d), of length 1.
+        norm: |W|, (T, R).
+        gamma: |W|^4/lr^2, (T, R), with the learning rate of the step that starts at that time.
+        defect: the largest deviation of |u| from 1 before it was normalized; 0 when the weights were integrated.
+        diverged_at: for each run the first of the times at which it is no number, or None.
+
+    """
 
     step: FloatArray
-    """Times in steps, (T,)."""
     direction: FloatArray
-    """u, (T, R, d), of length 1."""
     norm: FloatArray
-    """|W|, (T, R)."""
     gamma: FloatArray
-    """|W|^4/lr^2, (T, R), with the learning rate of the step that starts at that time."""
     defect: float
-    """The largest deviation of |u| from 1 before it was normalized; 0 when the weights were integrated."""
+
+    @property
+    def diverged_at(self) -> list[int | None]:
+        """See the class."""
+        return [None if k is None else int(self.step[k]) for k in first_nan(self.norm)]
 
     @property
     def effective_lr(self) -> FloatArray:
@@ -156,17 +140,21 @@ class SDERun:
 
 
 def brownian_path(
-    steps: int, shape: tuple[int, int], *, seed: int = 0, dtype: torch.dtype = torch.float64
+    steps: int,
+    shape: tuple[int, int],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
 ) -> torchsde.BrownianInterval:
-    """Make one Brownian path that runs with different dt can share, as a strong error needs.
-
-    Every increment that was asked for stays in memory.
+    """Make a Brownian path that runs with different dt can share; what was asked for stays in memory.
 
     Args:
         steps: its length.
         shape: (runs, k), k the number of independent noises (the columns of the noise factor).
         seed: of the path.
         dtype: of its values.
+        device: where they are drawn, that of the `start` they move; every device has its own paths.
 
     Returns:
         A path: called with (s, t) it gives its increments, `shape`; the same ones whenever it is asked.
@@ -178,7 +166,7 @@ def brownian_path(
 
     """
     return torchsde.BrownianInterval(
-        0.0, float(steps), size=shape, dtype=dtype, entropy=seed, cache_size=None
+        0.0, float(steps), size=shape, dtype=dtype, device=device, entropy=seed, cache_size=None
     )
 
 
@@ -187,8 +175,8 @@ def simulate_sde(
     loss: Loss | None,
     noise: float | Tensor | Callable[[Tensor], Tensor],
     *,
-    lr: Rate,
-    weight_decay: Rate,
+    lr: float | Rate,
+    weight_decay: float | Rate,
     steps: int,
     form: str = "direction",
     dt: float = 1.0,
@@ -198,13 +186,11 @@ def simulate_sde(
 ) -> SDERun:
     """Integrate the SDE of SGD for a scale-invariant loss and a given covariance of its gradient noise.
 
-    Convention: time 1 is one step; coupled decay without momentum (for momentum pass lr/(1-momentum), which
-    holds to leading order).
+    Convention: time 1 is one step; coupled decay without momentum (pass lr/(1-momentum), good to leading order).
 
     Args:
         start: weights at time 0, (runs, d), or (d,) for one run.
-        loss: from weights (runs, d) to losses (runs,), scale-invariant and differentiable; None for noise
-            alone.
+        loss: from weights (runs, d) to losses (runs,), scale-invariant and differentiable; None for noise alone.
         noise: the covariance of the batch gradient at a unit vector u, as a factor A: Sigma_u = P A A^T P with P
             = 1 - u u^T (scale invariance leaves no noise along u). A float a stands for a times the identity; a
             tensor (d, k) for the same A everywhere; a function gives (runs, d, k) at unit vectors (runs, d).
@@ -217,9 +203,6 @@ def simulate_sde(
         path: a `brownian_path` to follow; by default one of `seed`.
         seed: of the path.
 
-    Returns:
-        SDERun.
-
     Raises:
         ValueError: an argument breaks its condition, or the loss is not scale-invariant at the start.
 
@@ -228,64 +211,65 @@ def simulate_sde(
         >>> run.gamma[:, 0].round(3).tolist()  # Tr(Sigma)/(2 lambda_e) = 2/(2 * 0.01)
         [900.0, 100.0, 100.0, 100.0, 100.0]
 
-    Source: Li, Lyu & Arora (2020), arXiv 2010.02916; the integrator is torchsde's (Li et al. 2020, arXiv
-    2001.01328).
+    Source: Li, Lyu & Arora (2020), arXiv 2010.02916; integrated by torchsde, Li et al. (2020), arXiv 2001.01328.
 
     """
     start = torch.atleast_2d(start.detach())
-    _check(start, lr, weight_decay, steps, form, dt, every)
-    runs, dim = start.shape
-    system = FORMS[form](loss, _factor(noise, dim, start), lr, weight_decay)
-    if loss is not None:
-        _check_invariance(loss, start)
+    _check(start, loss, steps, form, dt, every)
+    rates = _rate("lr", lr, above=0.0), _rate("weight_decay", weight_decay, least=0.0)
+    system = FORMS[form](loss, _factor(noise, start), *rates)
     if path is None:
-        path = brownian_path(steps, (runs, system.columns(start)), seed=seed, dtype=start.dtype)
+        shape = (len(start), system.noise(_unit(start)).shape[-1])
+        path = brownian_path(steps, shape, seed=seed, dtype=start.dtype, device=start.device)
+    # The times stay on the CPU: torchsde compares them in every step, and on a GPU each comparison would wait.
     times = torch.arange(0, steps + 1, every, dtype=start.dtype)
     with torch.no_grad():
         states = torchsde.sdeint(system, system.encode(start), times, bm=path, dt=dt, method="euler")
-    direction, norm, defect = system.decode(states)
-    rates = np.array([value(lr, float(t)) for t in times])
-    gamma = norm**4 / rates[:, None] ** 2
-    return SDERun(times.double().numpy(), direction, norm, gamma, defect)
+    direction, norm, defect = (part.double().cpu().numpy() for part in system.decode(states))
+    lost = np.logical_or.accumulate(~(np.isfinite(direction).all(axis=2) & np.isfinite(norm)))
+    direction[lost] = norm[lost] = np.nan
+    gamma = norm**4 / np.array([[rates[0](t)] for t in times]) ** 2
+    return SDERun(times.double().numpy(), direction, norm, gamma, float(defect[~lost].max(initial=0.0)))
 
 
-def _factor(noise: Any, dim: int, start: Tensor) -> Callable[[Tensor], Tensor]:
+def _rate(name: str, rate: float | Rate, **limits: float) -> Rate:
+    """The rate as a function of time."""
+    if callable(rate):
+        return lambda t: float(rate(float(t)))
+    fixed = float(checked(name, rate, **limits))
+    return lambda t: fixed
+
+
+def _factor(noise: Any, start: Tensor) -> Factor:
     """The noise as a function from unit vectors to factors."""
     if callable(noise):
         return noise  # type: ignore[no-any-return]
-    a = torch.as_tensor(noise, dtype=start.dtype)
+    a, dim = torch.as_tensor(noise, dtype=start.dtype), start.shape[1]
     if a.ndim == 0:
-        a = a * torch.eye(dim, dtype=start.dtype)
+        a = a * torch.eye(dim, dtype=a.dtype, device=a.device)
     if a.ndim != 2 or a.shape[0] != dim or not torch.isfinite(a).all():
         raise ValueError(f"noise must be finite, a number or of shape ({dim}, k), got shape {tuple(a.shape)}")
+    a = a.to(start.device)
     return lambda u: a.expand(u.shape[0], *a.shape)
 
 
-def _check_invariance(loss: Loss, start: Tensor) -> None:
-    """Refuse a loss that changes with the length of the weights."""
-    here, there = loss(start), loss(3.0 * start)
-    if here.shape != start.shape[:1]:
-        raise ValueError(
-            f"loss must give one value for each of {start.shape[0]} runs, got shape {tuple(here.shape)}"
-        )
-    if not torch.allclose(here, there, rtol=1e-5, atol=1e-8):
-        raise ValueError(
-            f"loss must be scale-invariant, got {float(here[0])!r} at w and {float(there[0])!r} at 3 w"
-        )
-
-
-def _check(start: Tensor, lr: Rate, weight_decay: Rate, steps: int, form: str, dt: float, every: int) -> None:
-    """Refuse arguments that break their conditions."""
+def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, every: int) -> None:
     if start.ndim != 2 or start.shape[1] < 2 or not (start.norm(dim=1) > 0).all():
-        raise ValueError(
-            f"start must be non-zero weights of shape (runs, d >= 2), got shape {tuple(start.shape)}"
-        )
+        need = "non-zero weights of shape (runs, d >= 2)"
+        raise ValueError(f"start must be {need}, got shape {tuple(start.shape)}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {sorted(FORMS)}, got {form!r}")
-    for name, rate, least in (("lr", lr, 1e-300), ("weight_decay", weight_decay, 0.0)):
-        if not callable(rate) and not least <= rate < np.inf:
-            raise ValueError(f"{name} must be {'>' if least else '>='} 0 and finite, got {rate!r}")
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"every must be >= 1 and divide steps >= 1, got every={every!r}, steps={steps!r}")
     if not 0 < dt <= 1 or abs(round(1 / dt) * dt - 1) > 1e-12:
         raise ValueError(f"dt must be 1/n with an integer n, got {dt!r}")
+    if loss is None:
+        return
+    here, there = loss(start), loss(3.0 * start)
+    if here.shape != start.shape[:1]:
+        raise ValueError(
+            f"loss must give one value for each of {len(start)} runs, got shape {tuple(here.shape)}"
+        )
+    if not torch.allclose(here, there, rtol=1e-5, atol=1e-8):
+        values = f"{float(here[0])!r} at w and {float(there[0])!r} at 3 w"
+        raise ValueError(f"loss must be scale-invariant, got {values}")

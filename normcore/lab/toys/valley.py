@@ -5,21 +5,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from normcore.checks import checked, checked_count
+
+RANGE = 1e-150, 1e150
+"""Where the square of x^2 + y^2 is a number."""
+
 
 @dataclass(frozen=True, eq=False)
 class ValleyRun:
-    """Descent in the valley, before each step and after the last: arrays (T+1,).
+    """Descent in the valley, before each step and after the last: arrays (T+1,), NaN from where it diverged.
 
     Attributes:
         x: across the valley.
         y: along its floor, x = 0, where the loss is 0.
         lr: learning rate.
+        diverged_at: the step before which x^2 + y^2 was out of `RANGE`, or None.
 
     """
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     lr: float
+    diverged_at: int | None = None
 
     @property
     def norm(self) -> NDArray[np.float64]:
@@ -48,10 +55,7 @@ def valley(
         lr: > 0.
         weight_decay: >= 0 with lr*weight_decay < 1.
         steps: >= 1.
-        start: (x, y), not both zero.
-
-    Returns:
-        ValleyRun.
+        start: (x, y), with x^2 + y^2 in `RANGE`.
 
     Raises:
         ValueError: an argument breaks its condition.
@@ -64,24 +68,24 @@ def valley(
     Source: the toy of Li, Lyu & Arora (2020), arXiv 2010.02916, as their talks show it.
 
     """
-    if not 0 < lr < np.inf:
-        raise ValueError(f"lr must be > 0 and finite, got {lr!r}")
-    if not (weight_decay >= 0 and lr * weight_decay < 1):
+    checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0), checked_count("steps", steps)
+    if not lr * weight_decay < 1:
         raise ValueError(
-            f"weight_decay must be >= 0 with lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
+            f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
         )
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps!r}")
     x, y = (float(value) for value in start)
-    if not 0 < x * x + y * y < np.inf:
-        raise ValueError(f"start must be finite and not the origin, got {start!r}")
+    if not RANGE[0] < x * x + y * y < RANGE[1]:
+        raise ValueError(f"start must have x^2 + y^2 in {RANGE}, got {start!r}")
     keep, path = 1 - lr * weight_decay, [(x, y)]
     for _ in range(steps):
         pull = 2 * lr * x * y / (x * x + y * y) ** 2
         x, y = keep * x - pull * y, keep * y + pull * x
+        if not RANGE[0] < x * x + y * y < RANGE[1]:
+            break
         path.append((x, y))
-    xs, ys = np.array(path).T
-    return ValleyRun(xs, ys, lr)
+    xs, ys = np.full((2, steps + 1), np.nan)
+    xs[: len(path)], ys[: len(path)] = np.array(path).T
+    return ValleyRun(xs, ys, lr, len(path) if len(path) <= steps else None)
 
 
 def spikes(loss: NDArray[np.float64], rise: float = 2.0) -> NDArray[np.int64]:

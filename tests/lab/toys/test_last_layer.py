@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles_lab import numeric_gradient, toy_loss, toy_run
 
-from normcore.lab import toy
+from normcore.lab import escape_steps, toy
 from normcore.lab.toys.last_layer import toy_gradient
 
 NORMS = ["none", "sphere", "batch"]
@@ -71,12 +71,23 @@ def test_the_seed_is_everything():
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
+def test_a_run_that_leaves_the_floats_is_nan_from_there():
+    run = toy(1e308, 0.0, norm="none", steps=400, dim=3, batch_size=3, runs=6)
+    lost = [at for at in run.diverged_at if at is not None]
+    assert len(lost) == 6 and len(set(lost)) > 1  # each in its own step
+    for r, at in enumerate(run.diverged_at):
+        assert np.isfinite(run.norm[:at, r]).all() and np.isfinite(run.error[:at, r]).all()
+        assert np.isnan(run.norm[at:, r]).all() and np.isnan(run.error[at:, r]).all()
+    assert np.isnan(escape_steps(run, 3.2)).all()
+    assert toy(0.1, 0.0, norm="none", steps=4).diverged_at == [None] * 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.0}, "lr must be > 0 and finite, got 0.0"),
-        ({"weight_decay": 10.0}, r"weight_decay must be >= 0 with lr\*weight_decay < 1, got 10.0"),
-        ({"weight_decay": float("nan")}, "weight_decay must be >= 0"),
+        ({"lr": 0.0}, "lr must be finite and > 0, got 0.0"),
+        ({"weight_decay": 10.0}, r"weight_decay must be such that lr\*weight_decay < 1, got 10.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and >= 0, got nan"),
         ({"dim": 2}, "dim must be >= 3, got 2"),
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"norm": "layer"}, r"norm must be one of \['batch', 'none', 'sphere'\], got 'layer'"),

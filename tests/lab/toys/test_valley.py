@@ -50,14 +50,25 @@ def test_spikes_are_counted_once():
     assert spikes(np.array([1.0, 2.5, 3.0, 2.0, 1.6, 2.9])).tolist() == [1]  # never below half its peak
 
 
+def test_a_descent_into_the_origin_ends_as_nan():
+    run = valley(
+        0.1, 5.0, steps=2000, start=(0.0, 0.7)
+    )  # halved by every step, until its square is no number
+    at = run.diverged_at
+    assert 200 < at < 300 and run.y[at - 1] == 0.7 * 0.5 ** (at - 1)
+    assert np.isfinite(run.stability[:at]).all() and len(run.x) == 2001
+    assert np.isnan(run.y[at:]).all() and np.isnan(run.loss[at:]).all()
+    assert valley(0.1, 0.3, steps=60).diverged_at is None
+
+
 def test_bad_input():
-    with pytest.raises(ValueError, match="lr must be > 0 and finite, got 0"):
+    with pytest.raises(ValueError, match="lr must be finite and > 0, got 0"):
         valley(0, 0.1, steps=1)
-    with pytest.raises(ValueError, match="weight_decay must be >= 0 with"):
+    with pytest.raises(ValueError, match=r"weight_decay must be such that lr\*weight_decay < 1, got 10.0"):
         valley(0.1, 10.0, steps=1)
     with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
         valley(0.1, 0.1, steps=0)
-    with pytest.raises(ValueError, match="start must be finite and not the origin"):
+    with pytest.raises(ValueError, match=r"start must have x\^2 \+ y\^2 in .*, got \(0.0, 0.0\)"):
         valley(0.1, 0.1, steps=1, start=(0.0, 0.0))
     with pytest.raises(ValueError, match="rise must be > 1, got 1"):
         spikes(np.ones(3), rise=1)
