@@ -213,7 +213,7 @@ FAULTS = [
     (
         "generators are not restored",
         "lab/training/checkpoint.py",
-        'torch.set_rng_state(states["cpu"])',
+        'torch.set_rng_state(state["generators"]["cpu"])',
         "pass",
         "lab/training/test_resume.py",
     ),

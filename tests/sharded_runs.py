@@ -19,7 +19,7 @@ from two_processes import PROBE, engine_of, part, rank, whole
 
 import normcore as nc
 from normcore import lab
-from normcore.lab.training.probes import SWA, Angle, accuracy_on, effective_lr_of, loss_on
+from normcore.lab.training.probes import SWA, Angle, accuracy_on, loss_on
 from normcore.norm_dynamics import readings
 from normcore.sharded import part_of_gradient, reshard
 
@@ -73,7 +73,7 @@ def probes(optimizer):
         "direction": lab.direction,
         "norm": lab.weight_norm,
         "angle": Angle(),
-        "effective_lr": effective_lr_of(optimizer),
+        "effective_lr": lambda model: nc.effective_lr(optimizer)[0],
         "accuracy": accuracy_on(PROBE, LABELS),
         "loss": loss_on(PROBE, LABELS),
     }

@@ -53,7 +53,6 @@ ALSO = {
     "ToyRun": "what toy returns",
     "ValleyRun": "what valley returns",
     "cnn1d": "a net for the MNIST-1D signals",
-    "effective_lr_of": "the effective rate as a probe",
     "grid": "cells of a sweep",
     "load_checkpoint": "a killed run goes on",
     "loss_on": "a loss as a probe",

@@ -14,6 +14,7 @@ from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
+from normcore.lab.training.history import Probe
 from normcore.lab.training.loop import at_each_step
 from normcore.lab.training.probes import Angle, trainable, weight_norm
 from normcore.schedules import Cosine, StepDecay
@@ -98,6 +99,7 @@ def train_arm(
     schedule = rates if isinstance(rates, EquivalentSchedule) else None
     decay = 0.0 if schedule is not None else setting.weight_decay
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, momentum=setting.momentum, weight_decay=decay)
+    log_rates = rates.log_lr if isinstance(rates, EquivalentSchedule) else np.log(rates)
     set_rate = None if isinstance(rates, EquivalentSchedule) else at_each_step(optimizer, lr=rates)
 
     def before_step(t: int) -> None:
@@ -105,14 +107,13 @@ def train_arm(
         if set_rate is not None:
             set_rate(t)
 
-    steps, moved = setting.epochs * epoch, {"crop": setting.crop, "flip": setting.flip}
-    batches = data.batches(steps, setting.batch_size, seed, replacement=False, **moved)
-    probes = {"norm": weight_norm, "epoch_angle": Angle(), "step_angle": first}
+    draw, crop, flip = (setting.epochs * epoch, setting.batch_size, seed), setting.crop, setting.flip
+    batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
+    probes: dict[str, Probe] = {"norm": weight_norm, "epoch_angle": Angle(), "step_angle": first}
     options |= {"schedule": schedule, "before_step": before_step}
     history = long_runs.fit(
         net, optimizer, batches, data, every=epoch, probes=probes, folder=folder, **options
     )
-    log_rates = np.log(rates) if schedule is None else schedule.log_lr
     records = {
         "train_loss": history.loss.reshape(setting.epochs, epoch).mean(axis=1),
         **{name: history[name] for name in ("test_accuracy", "test_loss", "norm")},

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
+from normcore.lab.training.history import Probe
 from normcore.lab.training.loop import Batches, at_each_step
 from normcore.lab.training.probes import SWA, Stateful, direction, trainable, weight_norm
 from normcore.norm_dynamics.monitor import NormMonitor
@@ -149,13 +150,13 @@ def train_arm(
         data = data.subset(train=setting.full_batch, seed=seed)
         batches: Batches = [(data.x_train, data.y_train)] * steps
     else:
-        moved = {"crop": setting.crop, "flip": setting.flip}
-        batches = data.batches(steps, setting.batch_size, seed, replacement=False, **moved)
+        draw, crop, flip = (steps, setting.batch_size, seed), setting.crop, setting.flip
+        batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
     net = long_runs.residual_net(setting, data, seed)
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, weight_decay=setting.weight_decay)
     first, last = (round(PHASES[arm][i][2] * unit) for i in (0, -1))
     averaging = steps // 2 if len(PHASES[arm]) == 1 else steps - last
-    probes = {
+    probes: dict[str, Probe] = {
         "monitor": MonitorReading(NormMonitor(optimizer, horizon=unit)),
         "norm": weight_norm,
         "swa_accuracy": SWA(data.x_test, data.y_test, first=averaging // every, chunk=long_runs.CHUNK),

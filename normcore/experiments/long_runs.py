@@ -32,25 +32,14 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of an experiment share: its data, net and batches; experiments add their own.
+    """What all runs of an experiment share: its data, net and batches; experiments add their own."""
 
-    Attributes:
-        dataset: a name of `lab.load_dataset`.
-        image_size: of "image-folder".
-        train: how many training images; None keeps all.
-        test: how many test images, likewise.
-        depth: of the ResNet.
-        width: of its first stage.
-        batch_size: drawn an epoch at a time.
-
-    """
-
-    dataset: str = "cifar10"
-    image_size: int | None = None
-    train: int | None = None
+    dataset: str = "cifar10"  # a name of lab.load_dataset
+    image_size: int | None = None  # of "image-folder"
+    train: int | None = None  # how many images; None keeps all
     test: int | None = None
-    depth: int = 32
-    width: int = 16
+    depth: int = 32  # of the ResNet
+    width: int = 16  # of its first stage
     batch_size: int = 128
 
 
@@ -58,18 +47,13 @@ class Setting:
 class LongRuns:
     """What one command can run.
 
-    Attributes:
-        name: of the data file, "exponential_lr" say.
-        settings: "paper", "small" and "tiny" -> what all runs share.
-        arms: what distinguishes the runs, seeds apart.
-        train_arm: called as (arm, seed, setting, data, folder=, compile=); the seed draws weights, batches and
-            augmentation, the folder is for checkpoints. Gives (name -> numbers, diverged_at).
-
+    `train_arm` is called as (arm, seed, setting, data, folder=, compile=) and gives (name -> numbers, diverged_at). The
+    seed draws weights, batches and augmentation; the folder is for checkpoints.
     """
 
-    name: str
-    settings: Mapping[str, Any]
-    arms: Sequence[str]
+    name: str  # of the data file
+    settings: Mapping[str, Any]  # "paper", "small" and "tiny" -> what all runs share
+    arms: Sequence[str]  # what distinguishes the runs, seeds apart
     train_arm: Callable[..., tuple[Mapping[str, Any], int | None]]
 
     def file(self, size: str) -> Path:

@@ -172,16 +172,9 @@ def add_run(
 ) -> None:
     """Put a run into a data file, in place of the one with the same arm and seed; the file is replaced at once.
 
-    Several processes may add to one file: they wait for each other.
-
-    Args:
-        path: of the file, which is made where there is none.
-        settings: of all runs of the file, plain values.
-        arm: what distinguishes the run.
-        seed: likewise.
-        records: name -> numbers; kept to 7 digits, what is not finite as null.
-        diverged_at: the step at which the loss stopped being finite, or None.
-        device: on which it ran.
+    Several processes may add to one file: they wait for each other. The settings, plain values, are those of all runs of
+    the file. Records are name -> numbers, kept to 7 digits, what is not finite as null. `diverged_at` is the step at
+    which the loss stopped being finite, and the device the one on which the run ran.
 
     Raises:
         ValueError: the file holds runs with other settings, or is damaged.
@@ -209,7 +202,7 @@ def add_run(
 
 
 def _checksum(settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Of the values; how they are laid out in the file does not count."""
+    """The SHA-256 of the values; how they are laid out in the file does not count."""
     return hashlib.sha256(json.dumps([settings, runs], sort_keys=True).encode()).hexdigest()
 
 

@@ -65,17 +65,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ):  # torch reads past flipped bits, and so do zip's own sums
             raise ValueError("it does not match its checksum")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
     except FileNotFoundError:
         raise
     except Exception as error:  # torch and pickle each have their own
-        raise ValueError(
-            f"path must be a checkpoint, got {str(path)!r}, which cannot be read: {error}"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"path must be a checkpoint, got {str(path)!r}, which holds a {type(state).__name__}"
-        )
-    return state
+        raise ValueError(f"path must be a checkpoint, got {str(path)!r}: {error}") from error
 
 
 def remembered(path: Path | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -136,7 +132,10 @@ class RunState:
             "signature": self.signature,
             "step": step,
             "recorder": self.recorder.state_dict(),
-            "generators": _generators(),
+            "generators": {
+                "cpu": torch.get_rng_state(),  # dropout and the like draw from it
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            },
         }
         save_checkpoint(self.folder / FILE, state)
 
@@ -152,7 +151,9 @@ class RunState:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.recorder.load_state_dict(state["recorder"])
-        _set_generators(state["generators"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        for device, generator in enumerate(state["generators"]["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator, device)
         return int(state["step"])
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
@@ -226,18 +227,3 @@ def _told(thing: Any, depth: int = 8) -> Any:
         case Callable() if hasattr(thing, "__dict__") and not isinstance(thing, type):
             return all_of((type(thing).__qualname__, vars(thing)))
     return getattr(thing, "__qualname__", type(thing).__qualname__)
-
-
-def _generators() -> dict[str, Any]:
-    """The states of torch's generators: dropout and the like draw from them."""
-    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def _set_generators(states: Mapping[str, Any]) -> None:
-    """Put the generators where they were."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])

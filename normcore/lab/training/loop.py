@@ -5,7 +5,6 @@ fast is measured by a twin, the same run started one rounding error away.
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -134,7 +133,7 @@ def train(
         x, y = batches[t]
         optimizer.zero_grad()
         with _precision(x, autocast):
-            loss = loss_fn(forward(_as_trained(x, channels_last)), y)
+            loss = loss_fn(forward(x), y)
         if recorder.note(loss):
             break
         loss.backward()
@@ -155,18 +154,14 @@ def train(
 
 
 def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Callable[[Tensor], Tensor]:
-    """The forward pass in the chosen memory format, compiled or not."""
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
-    if compile is False:
-        return model
-    forward: Callable[[Tensor], Tensor] = torch.compile(model, mode=None if compile is True else compile)
-    return forward
-
-
-def _as_trained(x: Tensor, channels_last: bool) -> Tensor:
-    """The inputs in the chosen memory format; only images have one."""
-    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.ndim == 4 else x
+    """The forward pass, compiled or not, in the chosen memory format, which only images have."""
+    forward: Callable[[Tensor], Tensor] = model
+    if compile is not False:
+        forward = torch.compile(model, mode=None if compile is True else compile)
+    if not channels_last:
+        return forward
+    model.to(memory_format=torch.channels_last)
+    return lambda x: forward(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
 
 
 def _precision(x: Tensor, autocast: torch.dtype | None) -> AbstractContextManager[None]:
@@ -176,9 +171,9 @@ def _precision(x: Tensor, autocast: torch.dtype | None) -> AbstractContextManage
 
 def _bar(steps: range, progress: bool | None) -> Iterable[int]:
     """The steps behind a progress bar that stays silent in notebooks, short runs and helper processes."""
-    shown = (sys.stderr.isatty() if progress is None else progress) and is_main()
-    look: dict[str, Any] = {"leave": False, "delay": 2.0 if progress is None else 0.0}
-    bar: Iterable[int] = tqdm(steps, initial=steps.start, total=steps.stop, disable=not shown, **look)
+    hidden = None if progress is None else not progress  # None: tqdm looks for a terminal
+    place = {"initial": steps.start, "total": steps.stop, "delay": 2.0 if progress is None else 0.0}
+    bar: Iterable[int] = tqdm(steps, disable=hidden if is_main() else True, leave=False, **place)
     return bar
 
 
@@ -237,8 +232,7 @@ def run(
         True
 
     """
-    given = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-    values = _for_each_step(given, len(batches), schedule)
+    values = _for_each_step(len(batches), schedule, lr=lr, weight_decay=weight_decay, momentum=momentum)
     model = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     optimizer = torch.optim.SGD(
         trainable(model),
@@ -261,7 +255,7 @@ def run(
 
 
 def _for_each_step(
-    given: Mapping[str, ArrayLike | None], steps: int, schedule: EquivalentSchedule | None
+    steps: int, schedule: EquivalentSchedule | None, **given: Any
 ) -> dict[str, NDArray[np.float64]]:
     """One value of each option for each step."""
     if not steps:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from normcore.checks import checked_count
@@ -54,13 +53,8 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
     Example:
         >>> from normcore.lab import cnn
-        >>> net = cnn()
-        >>> x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> before = {name: value.clone() for name, value in net.state_dict().items()}
-        >>> logits(net, x).shape
+        >>> logits(cnn(), torch.ones(4, 1, 8, 8)).shape
         torch.Size([4, 10])
-        >>> all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-        True
 
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -107,27 +101,6 @@ def loss_on(
     return lambda model: sum(float(loss_fn(logits(model, a), b)) * share for a, b, share in parts)
 
 
-def effective_lr_of(optimizer: Optimizer) -> Callable[[nn.Module], float]:
-    """Make a probe for `train`: lr / (1 - momentum) / |theta|^2 at the rate of the optimizer's first group.
-
-    Example:
-        >>> from normcore.lab import mlp, weight_norm
-        >>> net = mlp((64, 16, 10))
-        >>> probe = effective_lr_of(torch.optim.SGD(trainable(net), lr=0.1, momentum=0.9))
-        >>> abs(probe(net) * weight_norm(net) ** 2 - 1.0) < 1e-12  # 0.1 / (1 - 0.9)
-        True
-
-    Source: the effective learning rate of van Laarhoven (2017), arXiv 1706.05350, with momentum.
-
-    """
-
-    def probe(model: nn.Module) -> float:
-        group = optimizer.param_groups[0]
-        return float(group["lr"] / (1 - group.get("momentum", 0.0)) / weight_norm(model) ** 2)
-
-    return probe
-
-
 class Stateful:
     """A probe that remembers: a checkpoint keeps the attributes that it names in `kept`."""
 
@@ -161,7 +134,7 @@ class Angle(Stateful):
 
     """
 
-    kept = ("before",)
+    kept: tuple[str, ...] = ("before",)
 
     def __init__(self) -> None:
         self.before: Tensor | None = None

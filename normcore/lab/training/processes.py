@@ -19,14 +19,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 def start() -> torch.device:
-    """Join the other processes that `torchrun` started, and return this one's device.
+    """Join the processes that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK), and return this one's device.
 
-    Reads RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk over nccl, processors over gloo. Without these variables, or in a
-    process that has joined before, only the device is returned. The group is left when the interpreter ends.
-
-    Returns:
-        GPU number LOCAL_RANK (0 in a single process) where there are GPUs, else the processor. Hide GPUs with
-        CUDA_VISIBLE_DEVICES="" to run on processors.
+    That is GPU number LOCAL_RANK (0 in a single process) where there are GPUs, which talk over nccl, else the processor,
+    with gloo. CUDA_VISIBLE_DEVICES="" hides GPUs. The group is left when the interpreter ends.
 
     Raises:
         ValueError: a machine has more processes than GPUs.
@@ -55,31 +51,19 @@ def _joined() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process is the first of its group, the one that saves and prints; True in a single process.
-
-    Example:
-        >>> is_main()
-        True
-
-    """
+    """Whether this process is the first of its group, the one that saves and prints; True in a single process."""
     return not _joined() or dist.get_rank() == 0
 
 
 def wrap(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:
     """Let all processes train one model: their gradients are averaged, and they start from the first one's weights.
 
-    Wrapped in torch's DistributedDataParallel. On GPUs BatchNorm becomes SyncBatchNorm, whose statistics are those of
-    the whole batch. On processors torch has none: there BatchNorm keeps the statistics of each process's part, which is
-    another network than the one of a single process. Other norms look at one example at a time.
+    The model is moved to the device, in place, and wrapped in torch's DistributedDataParallel; in a single process it
+    is returned as it is. Make optimizer and `ExpLR` from what is returned; parameter names then begin with "module.".
 
-    Make optimizer and `ExpLR` from what is returned; parameter names then begin with "module.".
-
-    Args:
-        model: moved in place.
-        device: where to; by default it stays where it is.
-
-    Returns:
-        The wrapped model; in a single process the model itself.
+    On GPUs BatchNorm becomes SyncBatchNorm, whose statistics are those of the whole batch. On processors torch has none:
+    there BatchNorm keeps the statistics of each process's part, which is another network than the one of a single
+    process. Other norms look at one example at a time.
 
     Example:
         >>> net = torch.nn.Linear(2, 3)
@@ -100,11 +84,8 @@ def wrap(model: nn.Module, device: str | torch.device | None = None) -> nn.Modul
 def shard(batches: Sequence[Batch]) -> Sequence[Batch]:
     """Give each process its equal part of every batch: of n processes, number r takes the r-th n-th of the rows.
 
-    Batches are cut when asked for. Every process makes the whole batch, so that draws and augmentation are those of a
-    single process, where `batches` itself is returned.
-
-    Raises:
-        ValueError: when asked for a batch whose size is not a multiple of the number of processes.
+    Batches are cut when asked for; one whose size is not a multiple of n is a ValueError then. Every process makes the
+    whole batch, so that draws and augmentation are those of a single process, where `batches` itself is returned.
 
     Example:
         >>> batches = [(torch.arange(4.0), torch.arange(4))]
@@ -116,14 +97,7 @@ def shard(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 
 class Part(Sequence[Batch]):
-    """The part of one process, number `rank` of `ranks`, in a sequence of batches.
-
-    Example:
-        >>> batches = [(torch.arange(4.0), torch.arange(4))]
-        >>> Part(batches, rank=1, ranks=2)[0]
-        (tensor([2., 3.]), tensor([2, 3]))
-
-    """
+    """The part of one process, number `rank` of `ranks`, in a sequence of batches."""
 
     def __init__(self, batches: Sequence[Batch], rank: int, ranks: int) -> None:
         self.batches, self.rank, self.ranks = batches, rank, ranks
@@ -145,11 +119,7 @@ class Part(Sequence[Batch]):
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Average a floating-point tensor over the processes: all must ask, with the same shape, and get the same bits.
 
-    Returns:
-        A new tensor; in a single process the tensor itself.
-
-    Raises:
-        TypeError: the tensor is not floating-point, and has no mean of its type.
+    A new tensor; in a single process the tensor itself. One of another type has no mean of that type: a TypeError.
 
     Example:
         >>> mean_over_ranks(torch.tensor(0.5))

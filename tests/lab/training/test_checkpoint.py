@@ -52,7 +52,7 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path, damage):
         path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
     else:
         path.write_bytes(contents[damage])
-    reason = "which holds a list" if damage == "no state" else "does not match its checksum"
+    reason = "it holds a list" if damage == "no state" else "does not match its checksum"
     with pytest.raises(ValueError, match=f"path must be a checkpoint, got .*run.pt.*{reason}"):
         load_checkpoint(path)
 

@@ -13,11 +13,10 @@ from normcore.lab import (
     logits,
     logits_on,
     mlp,
-    trainable,
     weight_norm,
     weight_vector,
 )
-from normcore.lab.training.probes import SWA, Angle, accuracy_on, effective_lr_of, loss_on
+from normcore.lab.training.probes import SWA, Angle, accuracy_on, loss_on
 
 DATA = load_dataset("digits", dtype=torch.float64)
 X, Y = DATA.x_test[:50], DATA.y_test[:50]
@@ -71,18 +70,6 @@ def test_chunks_are_weighted_by_their_size_and_seen_apart(chunk):
 def test_a_chunk_is_a_count():
     with pytest.raises(ValueError, match="chunk must be >= 1, got 0"):
         loss_on(X, Y, chunk=0)
-
-
-def test_effective_lr_follows_the_rate_and_the_norm():
-    net = mlp((64, 16, 10), dtype=torch.float64)
-    optimizer = torch.optim.SGD(trainable(net), lr=0.1, momentum=0.9)
-    probe, size = effective_lr_of(optimizer), weight_norm(net)
-    assert probe(net) == pytest.approx(0.1 / 0.1 / size**2, rel=1e-12)
-    optimizer.param_groups[0]["lr"] = 0.01
-    trainable(net)[0].data.mul_(3.0)
-    assert probe(net) == pytest.approx(0.1 / (3 * size) ** 2, rel=1e-12)
-    adam = torch.optim.AdamW(trainable(net), lr=0.2)
-    assert effective_lr_of(adam)(net) == pytest.approx(0.2 / (3 * size) ** 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("turn", [1e-9, 1e-3, 1.0, math.pi])
