@@ -58,8 +58,8 @@ def norm_input_degrees(
         left out.
 
     Raises:
-        ValueError: an input mixes parts that scale and parts that do not, or a layer that is called
-            several times sees several degrees.
+        ValueError: a group holds a tensor twice, or one that is no parameter of the model; an input mixes parts that
+            scale and parts that do not; a layer that is called several times sees several degrees.
 
     Example:
         >>> layers = nn.Linear(3, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4)
@@ -74,6 +74,11 @@ def norm_input_degrees(
     """
     pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
     call = inputs if pair else (inputs, {})
+    for group in groups:
+        if len({*group}) < len(group) or not {*group} <= {*model.parameters()}:
+            raise ValueError(
+                "groups must hold parameters of the model, each once, got another tensor or one twice"
+            )
     with untouched(model, train=True), without_eps(model):
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
@@ -118,16 +123,17 @@ def _is_eps(module: nn.Module, value: Any) -> bool:
     return isinstance(value, float) and 0.0 < value <= LARGEST_EPS
 
 
-class _LiteralsWithoutEps(TorchFunctionMode):
-    signatures: dict[Any, inspect.Signature] = {
-        getattr(functional, name): inspect.signature(getattr(functional, name))
-        for name in ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
-    }
+NORM_FUNCTIONS = {
+    getattr(functional, name): inspect.signature(getattr(functional, name))
+    for name in ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
+}
 
+
+class _LiteralsWithoutEps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self.signatures:
+        if func not in NORM_FUNCTIONS:
             return func(*args, **(kwargs or {}))
-        bound = self.signatures[func].bind(*args, **(kwargs or {}))
+        bound = NORM_FUNCTIONS[func].bind(*args, **(kwargs or {}))
         bound.arguments["eps"] = NO_EPS
         return func(*bound.args, **bound.kwargs)
 

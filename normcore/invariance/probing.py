@@ -58,9 +58,8 @@ def stand_ins(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                         value = converted(p.detach(), dtype).clone()
                         twins[p] = nn.Parameter(value, requires_grad=p.requires_grad)
                     swapped.append((module, key, p))
-                    setattr(
-                        module, key, twins[p]
-                    )  # not into the dict: recurrent layers keep a list beside it
+                    # not into the dict, beside which recurrent layers keep a list
+                    setattr(module, key, twins[p])
                 module._buffers.update(converted(module._buffers, dtype))
             yield
         finally:
@@ -69,30 +68,20 @@ def stand_ins(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _state_kept(model: nn.Module, train: bool | None) -> Iterator[None]:
+def _state_kept(model: nn.Module, train: bool | None = None) -> Iterator[None]:
     """Afterwards modes, random state, and which tensors are the buffers are as before."""
-    modes = [(module, module.training) for module in model.modules()]
+    kept = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), _buffers_kept(model):  # manual_seed seeds all devices
+    with torch.random.fork_rng(devices=devices):  # manual_seed seeds all devices, the model's or not
         try:
             if train is not None:
                 model.train(train)
             yield
         finally:
-            for module, training in modes:
+            for module, training, buffers in kept:
                 module.training = training
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model has the buffers it had, whatever was put in their place."""
-    registered = [(module, dict(module._buffers)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, buffers in registered:
-            module._buffers.clear()
-            module._buffers.update(buffers)
+                module._buffers.clear()
+                module._buffers.update(buffers)
 
 
 def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -131,11 +120,12 @@ def precision(model: nn.Module) -> torch.dtype:
 
 def finest(model: nn.Module, x: Any, forward: Forward | None) -> torch.dtype:
     """Float64 if a copy of the model runs in it: one that makes tensors of a fixed dtype does not."""
+    own = precision(model)
     with stand_ins(model, torch.float64):
         try:
             Evaluator(model, converted(x, torch.float64), 0, forward)()
         except (RuntimeError, TypeError):
-            return precision(model)
+            return own
     return torch.float64
 
 
@@ -161,7 +151,7 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         return batch, batch.get("labels")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise TypeError(f"batch must be a pair (x, y) or a mapping, got {type(batch).__name__}")
+        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}; a mapping will do as well")
     return batch[0], batch[1]
 
 
@@ -207,8 +197,8 @@ class Evaluator:
 
     def result(self) -> tuple[Any, list[Tensor]]:
         """What the model returns, and the tensors in it that count: the logits where it names them."""
-        torch.manual_seed(self.seed)
-        with _buffers_kept(self.model):
+        with _state_kept(self.model):
+            torch.manual_seed(self.seed)
             for module in self.model.modules():
                 module._buffers.update({k: b if b is None else b.clone() for k, b in module._buffers.items()})
             result = self.forward(self.model, self.inputs)
@@ -243,9 +233,21 @@ class Evaluator:
             return float((self() - base).norm())
 
     def nearby(self, names: Iterable[str], seed: int) -> dict[str, Tensor]:
-        """Values nearby, see `moved_values`, of the tensors named."""
-        names = list(names)
-        return dict(zip(names, moved_values([self.tensors[n] for n in names], seed), strict=True))
+        """Values nearby: weights moved by a fifth of their size; what is tiny (shifts, gains, zeros) is drawn anew."""
+        values = {}
+        for i, name in enumerate(names):
+            p = self.tensors[name].detach()
+            root = max(1, p.numel()) ** 0.5
+            rms, natural = float(p.norm()) / root, NATURAL if p.dim() <= 1 else p.shape[0] ** 0.5 / root
+            hides = rms < natural * (1.0 if p.dim() <= 1 else 1e-2)
+            draw = torch.randn(
+                p.shape, generator=torch.Generator().manual_seed(1000 + seed + i), dtype=p.dtype
+            )
+            draw = draw.to(p) * (
+                (natural if hides else 0.2 * rms) * root / float(draw.norm().clamp_min(1e-30))
+            )
+            values[name] = draw if hides else p + draw
+        return values
 
     def rounding(self, base: Tensor) -> float:
         """How far a change of the weights by some roundings takes the output from `base`, measured: a model may compute
@@ -264,49 +266,21 @@ class Evaluator:
                 "model must compute the same function twice on one batch: it draws from a generator that is not "
                 "torch's, or keeps a state that is no buffer"
             )
-        return max(change, 1e-3 * bound)
+        return max(change, 1e-3 * bound, 1e-100)
 
 
-def random_like(tensors: Sequence[Tensor], norm: float, seed: int) -> list[Tensor]:
-    """Random tensors of these shapes with the given joint norm, from their own generator."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in tensors]
-    size = float(torch.stack([draw.norm() for draw in draws]).norm())
-    scale = norm / max(size, torch.finfo(torch.float64).tiny)
-    return [(draw * scale).to(t) for draw, t in zip(draws, tensors, strict=True)]
+MULTIPLY = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Dot", "Linear", "Mm", "Mv"}
+"""Autograd's nodes that multiply activations by a weight."""
 
-
-def moved_values(parameters: Iterable[Tensor], seed: int) -> list[Tensor]:
-    """Values nearby: weights moved by a fifth of their size; what is tiny (shifts, gains, zeros) is drawn anew."""
-    moved = []
-    for i, p in enumerate(parameters):
-        root = max(1, p.numel()) ** 0.5
-        rms = float(p.detach().norm()) / root
-        natural = NATURAL if p.dim() <= 1 else p.shape[0] ** 0.5 / root
-        hides = rms < natural * (1.0 if p.dim() <= 1 else 1e-2)
-        draw = random_like([p], (natural if hides else 0.2 * rms) * root, 1000 + seed + i)[0]
-        moved.append(draw if hides else p.detach() + draw)
-    return moved
-
-
-MULTIPLY = {
-    "Addmm": 0,
-    "Baddbmm": 0,
-    "Linear": 2,
-    "Convolution": 2,
-    "Mm": None,
-    "Bmm": None,
-    "Mv": None,
-    "Dot": None,
-}
-"""Autograd's nodes that multiply activations by a weight, and which of their inputs is a bias."""
+BIAS = {"Addmm": 0, "Baddbmm": 0, "Convolution": 2, "Linear": 2}
+"""Which of their inputs is not the weight."""
 
 
 def roles_in(outputs: Iterable[Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """What each tensor does, by the nodes of the tape that take it: "matrix", "table" (looked up) or "elementwise"."""
     takers: dict[Any, list[tuple[Any, int]]] = {}
-    seen = {output.grad_fn for output in outputs} - {None}
-    pending = list(seen)
+    pending: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(pending)
     while pending:
         node = pending.pop()
         for slot, source in enumerate(source for source, _ in node.next_functions):
@@ -330,7 +304,7 @@ def _roles(node: Any, takers: Mapping[Any, list[tuple[Any, int]]], dim: int) -> 
         kind, _, number = taker.name().partition("Backward")
         sources = {source for source, _ in taker.next_functions} - {None}
         if kind in MULTIPLY:
-            roles.add("elementwise" if MULTIPLY[kind] == slot else "matrix")
+            roles.add("elementwise" if BIAS.get(kind) == slot else "matrix")
         elif kind.startswith(("Embedding", "Index", "Gather")):
             roles.add("table")
         elif not number:  # a compiled, checkpointed or user's function, into which we cannot look

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from normcore.invariance.probing import (
     stand_ins,
     tracked,
 )
-from normcore.invariance.symmetries import EXACT, joint_groups, reverse_rows
+from normcore.invariance.symmetries import EXACT, TINY, joint_groups, reverse_rows
 
 Loss = Callable[[Any], Tensor]
 
@@ -171,8 +172,8 @@ def scale_invariance(
             evaluate, loss = ask(coarse, bare)
             first = evaluate.nearby(names, seed)
             near = _Nearby(evaluate, loss, names, first)
-            found = {(name,): near.judge((name,)) for name in names}
-            unsure = [name for (name,), (state, _) in found.items() if state not in ("yes", "no")]
+            found: dict[tuple[str, ...], tuple[str, float]] = {(name,): near.judge((name,)) for name in names}
+            unsure = [name for name in names if found[name,][0] not in ("yes", "no")]
             if unsure and coarse != double:
                 found |= {(name,): ("undetermined", found[name,][1]) for name in unsure}
                 if finest(model, x, forward) == double:
@@ -183,21 +184,22 @@ def scale_invariance(
                 if groups is None:
                     free = near.rows.of([name for name in names if found[name,][0] in ("no", "undetermined")])
                     named = {f"joint {i}": tuple(g) for i, g in enumerate(joint_groups(evaluate, free, seed))}
-                found |= {group: near.judge(group) for group in named.values()}
+                found = {group: near.judge(group) for group in named.values()} | found
                 found |= near.doubted(found, EXACT if groups is None else NO)
         evaluate, loss = ask(coarse, forward)
         evaluate.inputs = tracked(evaluate.inputs)
-        here, outputs = reverse_rows(evaluate, names, seed, 0, loss)
+        here, outputs = reverse_rows(evaluate, names, seed, 1, loss)
         roles, size = roles_in(outputs, evaluate.tensors), float(flat_output(outputs).norm())
         roots = [max(1, as_real(t).numel()) ** 0.5 for t in evaluate.tensors.values()]
-    floor = near.floor * size / max(float(near.base.norm()), torch.finfo(double).tiny)
-    cosines = here.radial[0] / here.size[0].where(here.size[0] > floor, math.nan) / torch.tensor(roots)
+    floor = near.floor * size / max(float(near.base.norm()), TINY)
+    cosines = here.radial[0] / np.where(here.size[0] > floor, here.size[0], math.nan) / roots
 
     def worded(group: tuple[str, ...]) -> tuple[str, float, float]:
         """The verdict, the larger of the defects with and without eps, and the latter."""
-        (state, exact), effect = found[group], here.effect(group)
-        defect = max(here.defect(group), 0.0 if math.isnan(exact) else exact) if effect > floor else exact
-        blurred = state == "yes" and defect > max(BLUR, floor / max(effect, floor))
+        state, exact = found[group]
+        resolved = here.effect(group) > FLOOR * floor  # the former to a percent
+        defect = max(here.defect(group), 0.0 if math.isnan(exact) else exact) if resolved else exact
+        blurred = state == "yes" and defect > BLUR
         return {"inert": "undetermined"}.get(state, "yes but for eps" if blurred else state), defect, exact
 
     tensors, joint = {}, {}

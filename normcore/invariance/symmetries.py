@@ -30,13 +30,16 @@ from normcore.invariance.probing import (
     stand_ins,
 )
 
+Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 EXACT = 1e-4
 """Scaling the tensors of a symmetry may change the outputs by this part of what a random move does."""
 
-ROWS_A_POINT = 8
+ROWS_A_POINT = 5
 """Equations from one forward pass."""
+
+TINY = np.finfo(float).tiny
 
 PENALTY = 1e-5
 """Picks the cheapest of several exact sets; errors of 1e-6 in the rows put 1e-12 into their products, far below."""
@@ -50,40 +53,38 @@ class Rows:
     """Equations (rows, tensors): `radial` along each tensor W; `size` along a random direction of length |W|, rms."""
 
     names: list[str]
-    radial: Tensor
-    size: Tensor
+    radial: Floats
+    size: Floats
 
     def __add__(self, more: "Rows") -> "Rows":
-        return Rows(self.names, torch.cat([self.radial, more.radial]), torch.cat([self.size, more.size]))
+        return Rows(self.names, np.r_[self.radial, more.radial], np.r_[self.size, more.size])
 
-    def of(self, names: list[str]) -> "Rows":
+    def of(self, names: Sequence[str]) -> "Rows":
         """The equations of some of the tensors."""
         columns = [self.names.index(name) for name in names]
-        return Rows(names, self.radial[:, columns], self.size[:, columns])
+        return Rows(list(names), self.radial[:, columns], self.size[:, columns])
 
-    def sizes(self) -> Tensor:
+    def sizes(self) -> Floats:
         """What a random move of each tensor does to the outputs."""
-        return self.size.square().mean(0).sqrt()
-
-    def columns(self) -> Tensor:
-        """The equations in units of these."""
-        return self.radial / self.sizes().clamp_min(1e-300)
+        rms: Floats = np.linalg.norm(self.size, axis=0) / len(self.size) ** 0.5
+        return rms.clip(min=TINY)
 
     def spare(self, eps: float) -> int:
         """How many more equations there are than independent ones, up to the rounding of numbers with this eps."""
-        values = torch.linalg.svdvals(self.columns()) / len(self.radial) ** 0.5
+        values = np.linalg.svd(self.radial / self.sizes(), compute_uv=False) / len(self.radial) ** 0.5
         return len(self.radial) - int((values > max(1e-9, 1e3 * eps)).sum())
 
     def effect(self, group: Sequence[str]) -> float:
         """What a random move of the group does."""
-        return float(self.of(list(group)).sizes().norm())
+        return float(np.linalg.norm(self.of(group).sizes()))
 
     def defect(self, group: Sequence[str]) -> float:
         """What scaling the group does, over what a random move does: 0 for a symmetry, of order 1 otherwise."""
-        radial = self.of(list(group)).radial.sum(1).square().mean().sqrt()
-        return float(radial) / max(self.effect(group), 1e-300)
+        radial = np.linalg.norm(self.of(group).radial.sum(axis=1)) / len(self.radial) ** 0.5
+        return float(radial) / self.effect(group)
 
 
+@torch.enable_grad()
 def reverse_rows(
     evaluate: Evaluator,
     names: list[str],
@@ -102,19 +103,15 @@ def reverse_rows(
     radial, size = [], []
     # one point gives no more independent equations than outputs, and fewer where these add up to one
     for i in range(-(loss is not None), min(count, max(1, sum(output.numel() for output in live) // 2))):
-        if i < 0:
+        drawn = [torch.randn(output.shape, generator=generator).to(output) for output in live if i >= 0]
+        if loss is not None and not drawn:
             drawn = _loss_cotangent(loss(result), live)
-        else:
-            drawn = [torch.randn(output.shape, generator=generator).to(output) for output in live]
-        grads = torch.autograd.grad(live, tensors, drawn, retain_graph=True, allow_unused=True)
-        pairs = [
-            (torch.zeros(1) if g is None else as_real(g), as_real(t))
-            for g, t in zip(grads, tensors, strict=True)
-        ]
-        radial.append([float((g * t).sum()) for g, t in pairs])
-        size.append([float(g.norm()) * norm for (g, _), norm in zip(pairs, norms, strict=True)])
-    rows = Rows(names, torch.tensor(radial, dtype=torch.float64), torch.tensor(size, dtype=torch.float64))
-    if not (rows.radial.isfinite() & rows.size.isfinite()).all():
+        found = torch.autograd.grad(live, tensors, drawn, retain_graph=True, allow_unused=True)
+        grads = [t.new_zeros(1) if g is None else as_real(g) for g, t in zip(found, tensors, strict=True)]
+        radial.append([float((g * as_real(t)).sum()) for g, t in zip(grads, tensors, strict=True)])
+        size.append([float(g.norm()) * norm for g, norm in zip(grads, norms, strict=True)])
+    rows = Rows(names, np.array(radial), np.array(size))
+    if not (np.isfinite(rows.radial) & np.isfinite(rows.size)).all():
         raise ValueError("model must have finite gradients on the batch, got NaN or infinity")
     return rows, outputs
 
@@ -140,31 +137,29 @@ def joint_groups(evaluate: Evaluator, rows: Rows, seed: int) -> list[list[str]]:
     What is found is left out, so that the rest needs fewer, until there are two more than are independent.
     """
     found: list[list[str]] = []
-    enough = False
-    while len(rows.names) > 1 and not enough:
-        seed += 1
-        rows = more_rows(evaluate, rows, seed)
+    rows = more_rows(evaluate, rows, seed) if len(rows.names) > 1 else rows
+    while len(rows.names) > 1:
         enough = rows.spare(evaluate.eps) >= 2
-        lengths = np.maximum(rows.radial.norm(dim=0).numpy(), 1e-300)
-        units = rows.radial.numpy() / lengths
+        lengths = np.maximum(np.linalg.norm(rows.radial, axis=0), TINY)
+        units = rows.radial / lengths
+        most = len(rows.names) if enough else len(units) // 2
         candidates: list[list[str]] = []
         for start, name in enumerate(rows.names):
             if name not in itertools.chain(*candidates):
-                most = len(units.T) if enough else len(units) // 2
                 chosen = _sparse_null_vector(units.T @ units, start, most) * lengths[start] / lengths > 0.5
-                candidates.append([name for name, keep in zip(rows.names, chosen, strict=True) if keep])
+                group = [name for name, keep in zip(rows.names, chosen, strict=True) if keep]
+                candidates += [group] if len(group) > 1 and rows.defect(group) < EXACT else []
         for group in sorted(candidates, key=len):
-            if (
-                len(group) > 1
-                and rows.defect(group) < EXACT
-                and not set(group) & set(itertools.chain(*found))
-            ):
-                found.append(group)
+            found += [] if set(group) & set(itertools.chain(*found)) else [group]
         rows = rows.of([name for name in rows.names if name not in itertools.chain(*found)])
+        if enough:
+            break
+        seed += 1
+        rows = rows if candidates else more_rows(evaluate, rows, seed)
     return found
 
 
-def _sparse_null_vector(gram: NDArray[np.float64], start: int, most: int) -> NDArray[np.float64]:
+def _sparse_null_vector(gram: Floats, start: int, most: int) -> Floats:
     """Minimise d'Gd / 2 + PENALTY * sum(d) over d >= 0 with d[start] = 1, by an active set; give up beyond `most` parts.
 
     The columns have unit length, so that of two sets with the same effect the one with the fewest and largest parts
@@ -220,7 +215,7 @@ class ScalingSymmetries:
     exponents: Integers
     inert: tuple[str, ...]
     gap: float
-    conserved: NDArray[np.float64]
+    conserved: Floats
     dimension: int
 
     def __str__(self) -> str:
@@ -284,21 +279,22 @@ def scaling_symmetries(
                 if rows.spare(evaluate.eps) >= 10:
                     break
                 rows = more_rows(evaluate, rows, turn)
-            live = (rows.sizes() > floor).numpy()
-            null, gap = _null_space(rows.columns()[:, live].numpy())
+            live = rows.sizes() > floor
+            rounding = floor / np.median(rows.sizes()[live]) if live.any() else 1.0
+            null, gap = _null_space((rows.radial / rows.sizes())[:, live], rounding)
             spanned = np.zeros((len(null), len(names)))
-            spanned[:, live] = null / rows.sizes().numpy()[live]
-            candidates = [
-                *np.eye(len(names), dtype=np.int64)[~live],
-                *_sparsest(_integers(_echelon(spanned))),
+            spanned[:, live] = null / rows.sizes()[live]
+            inert = np.eye(len(names), dtype=np.int64)[~live]
+            kept = [
+                a
+                for a in [*inert, *_sparsest(_integers(_echelon(spanned)))]
+                if _verified(evaluate, a, rows, base, floor)
             ]
-            kept = [a for a in candidates if _verified(evaluate, a, rows, base, floor)]
     kept.sort(key=lambda a: (np.count_nonzero(a), *-np.abs(a)))
     exponents = np.array(kept, dtype=np.int64).reshape(-1, len(names))
     squares = np.array([float(as_real(p).double().square().sum()) for p in parameters.values()])
-    inert = tuple(name for name, alive in zip(names, live, strict=True) if not alive)
-    dimension = len(inert) + len(null)
-    return ScalingSymmetries(tuple(names), exponents, inert, gap, exponents @ squares, dimension)
+    idle, dimension = tuple(itertools.compress(names, ~live)), len(inert) + len(null)
+    return ScalingSymmetries(tuple(names), exponents, idle, gap, exponents @ squares, dimension)
 
 
 def _verified(evaluate: Evaluator, exponents: Integers, rows: Rows, base: Tensor, floor: float) -> bool:
@@ -308,26 +304,27 @@ def _verified(evaluate: Evaluator, exponents: Integers, rows: Rows, base: Tensor
         for n, a in zip(rows.names, exponents.tolist(), strict=True)
         if a
     }
-    random = float((rows.sizes() * torch.from_numpy(exponents)).norm())
+    random = float(np.linalg.norm(rows.sizes() * exponents))
     return evaluate.distance(scaled, base) <= max(EXACT * random, 3.0 * floor)
 
 
-def _null_space(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _null_space(columns: Floats, rounding: float) -> tuple[Floats, float]:
     """Null vectors (k, n) of equations whose columns have size 1, and the gap below which a singular value is zero."""
-    ordinary = len(columns) ** 0.5
     _, values, vectors = np.linalg.svd(columns, full_matrices=True)
-    levels = np.maximum([ordinary, *values], np.finfo(float).tiny)
-    ratios = np.where(levels[1:] < 1e-3 * ordinary, levels[:-1] / levels[1:], 0.0)
+    levels = np.r_[1.0, values / len(columns) ** 0.5].clip(min=TINY)
+    seen = levels.clip(min=rounding)  # what lies below is no gap
+    ratios = np.where(levels[1:] < 1e-3, seen[:-1] / seen[1:], 0.0)
     if ratios.max(initial=0.0) < 10.0:
         return vectors[:0], math.inf
-    return vectors[ratios.argmax() :], float(ratios.max())
+    cut = int(ratios.argmax())
+    return vectors[cut:], float(levels[cut] / levels[cut + 1])
 
 
-def _echelon(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _echelon(rows: Floats) -> Floats:
     """The reduced row echelon form, the largest entry left being the next pivot: fractions, if any basis is."""
     rows = rows.copy()
     for i in range(len(rows)):
-        at, pivot = np.unravel_index(np.abs(rows[i:]).argmax(), rows[i:].shape)
+        at, pivot = divmod(int(np.abs(rows[i:]).argmax()), rows.shape[1])
         rows[[i, i + at]] = rows[[i + at, i]]
         rows[i] /= rows[i, pivot]
         others = np.arange(len(rows)) != i
@@ -335,7 +332,7 @@ def _echelon(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return rows
 
 
-def _integers(rows: NDArray[np.float64]) -> list[Integers]:
+def _integers(rows: Floats) -> list[Integers]:
     """Multiples of the rows made of integers; a row that has none of small denominator is left out."""
     found = []
     for row in rows:
@@ -347,13 +344,18 @@ def _integers(rows: NDArray[np.float64]) -> list[Integers]:
 
 
 def _sparsest(rows: list[Integers]) -> list[Integers]:
-    """Vectors of the same span that no sum or difference of two makes sparser, or smaller, each with sum >= 0."""
+    """Vectors of the same span, each with sum >= 0, that no sum or difference of two makes sparser, or smaller, or of
+    later tensors (so that the answer depends on no chance).
+    """
+
+    def cost(a: Integers) -> tuple[Any, ...]:
+        return np.count_nonzero(a), np.abs(a).sum(), *np.abs(a)
+
     improved = True
     while improved:
         improved = False
         for i, j in itertools.permutations(range(len(rows)), 2):
-            choices = rows[i], rows[i] - rows[j], rows[i] + rows[j]
-            best = min(choices, key=lambda a: (np.count_nonzero(a), np.abs(a).sum()))
+            best = min((rows[i], rows[i] - rows[j], rows[i] + rows[j]), key=cost)
             improved |= best is not rows[i]
             rows[i] = best
     primitive = [a // np.gcd.reduce(a) for a in rows]
