@@ -24,6 +24,7 @@ from normcore.equivalence.theorems import equivalent_weight_decay, exponential_l
 from normcore.invariance.degrees import norm_input_degrees
 from normcore.invariance.groups import param_groups
 from normcore.invariance.report import InvarianceReport, scale_invariance
+from normcore.invariance.symmetries import ScalingSymmetries, scaling_symmetries
 from normcore.norm_dynamics.equilibrium import Equilibrium, equilibrium, rho
 from normcore.norm_dynamics.monitor import NormMonitor
 from normcore.norm_dynamics.rates import effective_lr, intrinsic_lr
@@ -46,9 +47,11 @@ __all__ = [
     "texp_plus_plus",
     # which parameters are scale-invariant
     "InvarianceReport",
+    "ScalingSymmetries",
     "norm_input_degrees",
     "param_groups",
     "scale_invariance",
+    "scaling_symmetries",
     # the equilibrium of a normalized net
     "Equilibrium",
     "NormMonitor",

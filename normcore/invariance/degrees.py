@@ -4,6 +4,7 @@ f is homogeneous of degree k in some weights when f(c w) = c^k f(w). A norm laye
 degree; what matters is that its input has one.
 """
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from normcore.invariance.probing import untouched
+from normcore.invariance.probing import Forward, call, untouched
 
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._BatchNorm,
@@ -29,6 +32,11 @@ so that only a mixture moves it; a small bias outside the group by as little as 
 NO_EPS = 1e-30
 """Stands in for eps = 0 while degrees are measured (BatchNorm refuses 0 in training): eps itself
 must not blur them."""
+
+EPS_NAMES = ("eps", "epsilon", "variance_epsilon")
+"""What layers that are not torch's call theirs; above LARGEST_EPS such a number is something else (of Sinkhorn's, say)."""
+
+LARGEST_EPS = 1e-2
 
 
 def norm_input_degrees(
@@ -50,8 +58,8 @@ def norm_input_degrees(
         left out.
 
     Raises:
-        ValueError: an input mixes parts that scale and parts that do not, or a layer that is called
-            several times sees several degrees.
+        ValueError: a group holds a tensor twice, or one that is no parameter of the model; an input mixes parts that
+            scale and parts that do not; a layer that is called several times sees several degrees.
 
     Example:
         >>> layers = nn.Linear(3, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4)
@@ -66,7 +74,12 @@ def norm_input_degrees(
     """
     pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
     call = inputs if pair else (inputs, {})
-    with untouched(model, train=True), _without_eps(model):
+    for group in groups:
+        if len({*group}) < len(group) or not {*group} <= {*model.parameters()}:
+            raise ValueError(
+                "groups must hold parameters of the model, each once, got another tensor or one twice"
+            )
+    with untouched(model, train=True), without_eps(model):
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
         for group in groups:
@@ -86,17 +99,53 @@ def _multiply(tensors: Sequence[Tensor], factor: float) -> None:
 
 
 @contextmanager
-def _without_eps(model: nn.Module) -> Iterator[None]:
-    """Within this context every norm layer's eps is as good as 0."""
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, NORM_LAYERS)]
-    eps = [layer.eps for layer in layers]
+def without_eps(model: nn.Module) -> Iterator[None]:
+    """Within this context every norm layer's eps is as good as 0, and that of other modules which have one."""
+    kept = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name in EPS_NAMES and _is_eps(module, value)
+    ]
     try:
-        for layer in layers:
-            layer.eps = NO_EPS
+        for module, name, _ in kept:
+            setattr(module, name, NO_EPS)
         yield
     finally:
-        for layer, value in zip(layers, eps, strict=True):
-            layer.eps = value
+        for module, name, value in kept:
+            setattr(module, name, value)
+
+
+def _is_eps(module: nn.Module, value: Any) -> bool:
+    """Whether an attribute named so is the small constant of a norm; torch's RMSNorm calls its default None."""
+    if isinstance(module, NORM_LAYERS):
+        return value is None or isinstance(value, float)
+    return isinstance(value, float) and 0.0 < value <= LARGEST_EPS
+
+
+NORM_FUNCTIONS = {
+    getattr(functional, name): inspect.signature(getattr(functional, name))
+    for name in ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
+}
+
+
+class _LiteralsWithoutEps(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in NORM_FUNCTIONS:
+            return func(*args, **(kwargs or {}))
+        bound = NORM_FUNCTIONS[func].bind(*args, **(kwargs or {}))
+        bound.arguments["eps"] = NO_EPS
+        return func(*bound.args, **bound.kwargs)
+
+
+def literals_without_eps(forward: Forward | None) -> Forward:
+    """The forward pass in which torch's norm functions take eps as good as 0, where a model calls them with a number."""
+
+    def bare(model: nn.Module, x: Any) -> Any:
+        with _LiteralsWithoutEps():
+            return (forward or call)(model, x)
+
+    return bare
 
 
 def _degree(name: str, doubled: Sequence[float], base: Sequence[float]) -> int:

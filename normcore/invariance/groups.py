@@ -1,29 +1,42 @@
 """Parameter groups for any torch optimizer, tagged by scale invariance."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
+from normcore.invariance.probing import checked_parameters
 from normcore.invariance.report import InvarianceReport
 
+OWN = ("params", "name", "scale_invariant")
+NO_DECAY = ("elementwise", "table")
 
-def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> list[dict[str, Any]]:
+
+def param_groups(
+    model: nn.Module, report: InvarianceReport, *, no_decay: bool | Collection[str] = False, **options: Any
+) -> list[dict[str, Any]]:
     """Make parameter groups: tensors invariant alone, each group invariant jointly, and the rest.
 
-    Inert tensors, such as biases in front of a BatchNorm, go with the first. Joint groups of gains and shifts
-    alone (a BatchNorm in front of another) stay with the rest: nobody decays them, and eval mode tells them apart.
+    Inert tensors go with the rest, but for a bias added to what an invariant weight of its own module makes: it goes
+    with that weight, whose scale it must keep. Joint groups of gains and shifts alone (a BatchNorm in front
+    of another) stay with the rest: nobody decays them, and eval mode tells them apart.
 
     Args:
         model: the model of the report.
         report: from `scale_invariance`.
+        no_decay: True takes gains, shifts and biases, single tokens and embeddings out of every group into one without
+            weight decay, by what they do (`TensorVerdict.role`) and not by their names; or only those of the
+            roles named, "elementwise" or "table". A joint group that loses a member is no longer invariant, and
+            not tagged.
         **options: hyper-parameters to put into every group (lr, weight_decay, momentum, ...).
 
     Returns:
-        Dicts with "params", "name" and "scale_invariant" (True for all but the last), every trainable
+        Dicts with "params", "name" and "scale_invariant" (True for all but "no_decay" and "rest"), every trainable
         parameter in exactly one; empty groups are left out.
 
     Raises:
-        ValueError: the report is of another model.
+        TypeError: model is not a module.
+        ValueError: the report is of another model; an option that is computed here; no_decay names another role.
 
     Example:
         >>> import torch
@@ -33,27 +46,48 @@ def param_groups(model: nn.Module, report: InvarianceReport, **options: Any) -> 
         >>> report = scale_invariance(net, nn.functional.cross_entropy, batch)
         >>> [(g["name"], g["scale_invariant"], len(g["params"])) for g in param_groups(net, report, lr=0.1)]
         [('scale_invariant', True, 1), ('rest', False, 4)]
+        >>> groups = param_groups(net, report, no_decay=True, weight_decay=0.1)
+        >>> [(g["name"], g["weight_decay"], len(g["params"])) for g in groups]
+        [('scale_invariant', 0.1, 1), ('no_decay', 0.0, 3), ('rest', 0.1, 1)]
 
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = checked_parameters(model)
     if set(parameters) != set(report.tensors):
         odd = sorted(set(parameters) ^ set(report.tensors))
         raise ValueError(f"report must be of this model, got one that differs in {odd}")
-    # an inert bias in front of a norm must keep the scale of its weight, or their sum would have none
-    alone = [*report.invariant, *report.inert] if report.invariant else []
-    sets = {"scale_invariant": alone}
-    taken = set(alone)
+    if set(OWN) & set(options):
+        raise ValueError(f"options must leave {', '.join(OWN)} alone, got {sorted(set(OWN) & set(options))}")
+    roles = (NO_DECAY if no_decay else ()) if isinstance(no_decay, bool) else tuple(no_decay)
+    if isinstance(no_decay, str) or not set(roles) <= set(NO_DECAY):
+        raise ValueError(f"no_decay must be a bool or roles among {NO_DECAY}, got {no_decay!r}")
+    bare = {name for name, verdict in report.tensors.items() if verdict.role in roles}
+    # an invariant matrix that is standardised before it multiplies looks elementwise
+    bare -= {n for n in report.invariant if report.tensors[n].role != "table" and parameters[n].dim() > 1}
+    sets = {"scale_invariant": (set(report.invariant) | _shifts_of(model, report)) - bare}
     for name, verdict in report.groups.items():
-        has_matrix = any(parameters[n].dim() > 1 for n in verdict.names)
-        if verdict.verdict == "yes" and has_matrix and not taken & set(verdict.names):
-            sets[name] = list(verdict.names)
-            taken |= set(verdict.names)
-    groups: list[dict[str, Any]] = [
-        _group(name, True, [parameters[n] for n in names], options) for name, names in sets.items()
+        members = set(verdict.names)
+        has_matrix = any(parameters[n].dim() > 1 for n in members)
+        if verdict.verdict.startswith("yes") and has_matrix and not members & bare.union(*sets.values()):
+            sets[name] = members
+    sets |= {"no_decay": bare, "rest": set(parameters) - bare.union(*sets.values())}
+    groups = [
+        {
+            "params": [p for name, p in parameters.items() if name in names],
+            "name": key,
+            "scale_invariant": key not in ("no_decay", "rest"),
+            **options,
+        }
+        for key, names in sets.items()
+        if names
     ]
-    groups.append(_group("rest", False, [p for name, p in parameters.items() if name not in taken], options))
-    return [group for group in groups if group["params"]]
+    for group in groups:
+        if group["name"] == "no_decay":
+            group["weight_decay"] = 0.0
+    return groups
 
 
-def _group(name: str, invariant: bool, params: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-    return {"params": params, "name": name, "scale_invariant": invariant, **options}
+def _shifts_of(model: nn.Module, report: InvarianceReport) -> set[str]:
+    """The inert biases in modules that own an invariant weight: their sum must keep its scale."""
+    names = {p: name for name, p in model.named_parameters()}
+    owned = [{names[p] for p in module.parameters(recurse=False)} for module in model.modules()]
+    return {name for own in owned if own & set(report.invariant) for name in own & set(report.inert)}

@@ -1,12 +1,20 @@
-"""Evaluate a model at moved weights and leave it exactly as it was."""
+"""Evaluate a model at other weights and on autograd's tape, and leave it exactly as it was."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from normcore.sharded import is_sharded
+
+Forward = Callable[[nn.Module, Any], Any]
+
+NATURAL = 0.5
+"""Root mean square of a shift or gain at a moved point, if it has less: a tiny one hides, as 0 does."""
 
 
 @contextmanager
@@ -21,12 +29,8 @@ def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
     tensors = [*model.parameters(), *model.buffers()]
     values = [t.detach().clone() for t in tensors]
     grads = [(p, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    registered = [(module, dict(module._buffers)) for module in model.modules()]
-    with torch.random.fork_rng(devices=_cuda_devices()):
+    with _state_kept(model, train):
         try:
-            if train is not None:
-                model.train(train)
             yield
         finally:
             with torch.no_grad():
@@ -34,16 +38,121 @@ def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
                     tensor.copy_(value)
             for parameter, grad in grads:
                 parameter.grad = grad
-            for module, training in modes:
+
+
+@contextmanager
+def stand_ins(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within this context the model works, with gradients, on copies of its parameters and buffers in this precision.
+
+    The user's tensors are not touched, nor hooks on them called (an optimizer's gauge, clipping). A model that trains
+    keeps the modes of its modules (a frozen BatchNorm stays frozen); one in eval mode is put into train mode.
+    """
+    twins: dict[nn.Parameter, nn.Parameter] = {}
+    swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+    train = None if model.training else True
+    with torch.inference_mode(False), torch.enable_grad(), _state_kept(model, train):
+        try:
+            for module in model.modules():
+                for key, p in [(key, p) for key, p in module._parameters.items() if p is not None]:
+                    if p not in twins:  # tied weights stay one tensor
+                        value = converted(p.detach(), dtype).clone()
+                        twins[p] = nn.Parameter(value, requires_grad=p.requires_grad)
+                    swapped.append((module, key, p))
+                    # not into the dict, beside which recurrent layers keep a list
+                    setattr(module, key, twins[p])
+                module._buffers.update(converted(module._buffers, dtype))
+            yield
+        finally:
+            for module, key, p in swapped:
+                setattr(module, key, p)
+
+
+@contextmanager
+def _state_kept(model: nn.Module, train: bool | None = None) -> Iterator[None]:
+    """Afterwards modes, random state, and which tensors are the buffers are as before."""
+    kept = [(module, module.training, dict(module._buffers)) for module in model.modules()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):  # manual_seed seeds all devices, the model's or not
+        try:
+            if train is not None:
+                model.train(train)
+            yield
+        finally:
+            for module, training, buffers in kept:
                 module.training = training
-            for module, buffers in registered:  # a forward pass may put new tensors in their place
                 module._buffers.clear()
                 module._buffers.update(buffers)
 
 
-def _cuda_devices() -> list[int]:
-    """The CUDA devices in use: torch.manual_seed seeds them all, the model's or not."""
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested values with every floating-point or complex tensor changed."""
+    if isinstance(values, Tensor):
+        return change(values) if values.is_floating_point() or values.is_complex() else values
+    if isinstance(values, MutableMapping):
+        twin = copy.copy(values)  # of the user's own type
+        twin.update({key: mapped(value, change) for key, value in values.items()})
+        return twin
+    if type(values) in (tuple, list):
+        return type(values)(mapped(value, change) for value in values)
+    return values
+
+
+def converted(values: Any, dtype: torch.dtype) -> Any:
+    """Nested values in this (real) precision, free of inference mode."""
+
+    def change(t: Tensor) -> Tensor:
+        own = t.clone() if t.is_inference() else t
+        return own.to(dtype.to_complex() if t.is_complex() else dtype)
+
+    return mapped(values, change)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """The tensor, dense and detached; a complex one as pairs of numbers."""
+    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """The widest real dtype among the model's parameters, float32 at least."""
+    return reduce(torch.promote_types, (as_real(p).dtype for p in model.parameters()), torch.float32)
+
+
+def finest(model: nn.Module, x: Any, forward: Forward | None) -> torch.dtype:
+    """Float64 if a copy of the model runs in it: one that makes tensors of a fixed dtype does not."""
+    own = precision(model)
+    with stand_ins(model, torch.float64):
+        try:
+            Evaluator(model, converted(x, torch.float64), 0, forward)()
+        except (RuntimeError, TypeError):
+            return own
+    return torch.float64
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def checked_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name, after a look at the model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    parameters = trainable(model)
+    if not parameters:
+        raise ValueError("model must have a trainable parameter, got none")
+    if any(is_sharded(p) for p in parameters.values()):
+        raise ValueError("model must have whole parameters, got sharded ones: test it before it is sharded")
+    return parameters
+
+
+def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """The x and y of a batch: a pair, or a mapping of keyword arguments, whose y is its "labels"."""
+    if isinstance(batch, Mapping):
+        return batch, batch.get("labels")
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}; a mapping will do as well")
+    return batch[0], batch[1]
 
 
 def tensors_in(values: Any) -> list[Tensor]:
@@ -64,49 +173,144 @@ def flat_output(output: Any) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
 
-class Evaluator:
-    """f(weights) of a model on fixed inputs, with the same random draws at every call."""
+def tracked(values: Any) -> Any:
+    """Nested values on autograd's tape, though not its leaves: a model may change them in place."""
+    return mapped(values, lambda t: t.detach().requires_grad_().clone())
 
-    def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
-        self.model, self.inputs, self.seed = model, inputs, seed
+
+def call(model: nn.Module, x: Any) -> Any:
+    """model(x), or the logits of model(**x) for a mapping."""
+    if not isinstance(x, Mapping):
+        return model(x)
+    result = model(**x)
+    return getattr(result, "logits", result)
+
+
+class Evaluator:
+    """f(weights) of a model on fixed inputs, with the same random draws and buffers at every call."""
+
+    def __init__(self, model: nn.Module, inputs: Any, seed: int, forward: Forward | None = None) -> None:
+        """Look up the tensors that train, by name."""
+        self.model, self.inputs, self.seed, self.forward = model, inputs, seed, forward or call
+        self.tensors = trainable(model)
+        self.eps = max((torch.finfo(t.dtype).eps for t in self.tensors.values()), default=0.0)
+
+    def result(self) -> tuple[Any, list[Tensor]]:
+        """What the model returns, and the tensors in it that count: the logits where it names them."""
+        with _state_kept(self.model):
+            torch.manual_seed(self.seed)
+            for module in self.model.modules():
+                module._buffers.update({k: b if b is None else b.clone() for k, b in module._buffers.items()})
+            result = self.forward(self.model, self.inputs)
+        outputs = tensors_in(getattr(result, "logits", result))
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            raise ValueError("model must give finite outputs on the batch, got NaN or infinity")
+        return result, outputs
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """The output as a float64 vector."""
-        torch.manual_seed(self.seed)
-        output = flat_output(self.model(self.inputs))
-        if not output.isfinite().all():
-            raise ValueError("model must give finite outputs on the batch, got NaN or infinity")
-        return output
+        return flat_output(self.result()[1])
 
     @contextmanager
-    def moved(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-        """Within this context the tensors hold other values."""
-        kept = [t.detach().clone() for t in tensors]
-        with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
+    def moved(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within this context the tensors named hold other values."""
+        kept = {name: self.tensors[name].detach().clone() for name in values}
         try:
+            self._hold(values)
             yield
         finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, kept, strict=True):
-                    tensor.copy_(value)
+            self._hold(kept)
 
-    def at(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        """The output with these values in place of these tensors."""
-        with self.moved(tensors, values):
-            return self()
+    @torch.no_grad()
+    def _hold(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.tensors[name].copy_(value)
+
+    def distance(self, values: Mapping[str, Tensor], base: Tensor) -> float:
+        """How far from `base` the output is with these values."""
+        with self.moved(values):
+            return float((self() - base).norm())
+
+    def nearby(self, names: Iterable[str], seed: int) -> dict[str, Tensor]:
+        """Values nearby: weights moved by a fifth of their size; what is tiny (shifts, gains, zeros) is drawn anew."""
+        values = {}
+        for i, name in enumerate(names):
+            p = self.tensors[name].detach()
+            root = max(1, p.numel()) ** 0.5
+            rms, natural = float(p.norm()) / root, NATURAL if p.dim() <= 1 else p.shape[0] ** 0.5 / root
+            hides = rms < natural * (1.0 if p.dim() <= 1 else 1e-2)
+            draw = torch.randn(
+                p.shape, generator=torch.Generator().manual_seed(1000 + seed + i), dtype=p.dtype
+            )
+            draw = draw.to(p) * (
+                (natural if hides else 0.2 * rms) * root / float(draw.norm().clamp_min(1e-30))
+            )
+            values[name] = draw if hides else p + draw
+        return values
+
+    def rounding(self, base: Tensor) -> float:
+        """How far a change of the weights by some roundings takes the output from `base`, measured: a model may compute
+        in another precision than its dtype says. Refuses a function that changes from one evaluation to the next.
+        """
+        nudged = {name: t.detach() * (1.0 + 16.0 * self.eps) for name, t in self.tensors.items()}
+        with self.moved(nudged):
+            change = float((self() - base).norm())
+            if not all(torch.equal(self.tensors[name], value) for name, value in nudged.items()):
+                raise ValueError(
+                    "model must not set its parameters in a forward pass: run it on a batch first"
+                )
+        bound = 1e3 * self.eps * float(base.norm())
+        if change > bound and self.distance({}, base) > bound:
+            raise ValueError(
+                "model must compute the same function twice on one batch: it draws from a generator that is not "
+                "torch's, or keeps a state that is no buffer"
+            )
+        return max(change, 1e-3 * bound, 1e-100)
 
 
-def joint_norm(tensors: Sequence[Tensor]) -> float:
-    """The norm of the concatenated tensors."""
-    return math.sqrt(sum(float(t.detach().double().pow(2).sum()) for t in tensors))
+MULTIPLY = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Dot", "Linear", "Mm", "Mv"}
+"""Autograd's nodes that multiply activations by a weight."""
+
+BIAS = {"Addmm": 0, "Baddbmm": 0, "Convolution": 2, "Linear": 2}
+"""Which of their inputs is not the weight."""
 
 
-def random_like(tensors: Sequence[Tensor], norm: float, seed: int) -> list[Tensor]:
-    """Random tensors of these shapes with the given joint norm, from their own generator."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in tensors]
-    scale = norm / max(joint_norm(draws), torch.finfo(torch.float64).tiny)
-    return [(draw * scale).to(t) for draw, t in zip(draws, tensors, strict=True)]
+def roles_in(outputs: Iterable[Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What each tensor does, by the nodes of the tape that take it: "matrix", "table" (looked up) or "elementwise"."""
+    takers: dict[Any, list[tuple[Any, int]]] = {}
+    pending: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        for slot, source in enumerate(source for source, _ in node.next_functions):
+            if source is not None:
+                takers.setdefault(source, []).append((node, slot))
+            if source is not None and source not in seen:
+                seen.add(source)
+                pending.append(source)
+    leaves = {id(node.variable): node for node in takers if hasattr(node, "variable")}
+    found = {name: _roles(leaves.get(id(t)), takers, t.dim()) for name, t in tensors.items()}
+    return {
+        name: next((r for r in ("matrix", "table") if r in roles), "elementwise")
+        for name, roles in found.items()
+    }
+
+
+def _roles(node: Any, takers: Mapping[Any, list[tuple[Any, int]]], dim: int) -> set[str]:
+    """The roles that the takers of a node give it."""
+    roles = set()
+    for taker, slot in takers.get(node, []):
+        kind, _, number = taker.name().partition("Backward")
+        sources = {source for source, _ in taker.next_functions} - {None}
+        if kind in MULTIPLY:
+            roles.add("elementwise" if BIAS.get(kind) == slot else "matrix")
+        elif kind.startswith(("Embedding", "Index", "Gather")):
+            roles.add("table")
+        elif not number:  # a compiled, checkpointed or user's function, into which we cannot look
+            roles.add("matrix" if dim > 1 else "elementwise")
+        elif len(sources) == 1:  # a view, a cast, a constant factor: still the tensor itself
+            roles |= _roles(taker, takers, dim)
+        else:
+            roles.add("elementwise")
+    return roles

@@ -1,53 +1,81 @@
-"""Which parameters are scale-invariant: yes, no or undetermined, with the measured defect.
+"""Which parameters are scale-invariant, alone or together: verdicts from a few reverse passes.
 
-W is scale-invariant when multiplying it by any c > 0 leaves the model's function as it is. Defect:
-|f(2W) - f(W)| / |f(W + D) - f(W)|, D random, |D| = |W| (doubling is exact in binary floats). It is
-0 for an invariant tensor, of order 1 for any other, whatever the shapes, and 1e-5 to 1e-3 when the
-eps of a norm layer blurs it. Models run in train mode: batch statistics make a weight invariant.
+W is scale-invariant when multiplying it by any c > 0 leaves the model's function as it is. Defect: the derivative of
+the outputs along W, over what it is along a random direction of length |W|. It is 0 for an invariant tensor, of order
+1 for any other, whatever the shapes, and 1e-7 to 1e-2 when the eps of a norm layer blurs it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normcore.invariance.joint import candidate_groups
-from normcore.invariance.probing import Evaluator, joint_norm, random_like, untouched
-from normcore.sharded import is_sharded
+from normcore.invariance.degrees import literals_without_eps, without_eps
+from normcore.invariance.probing import (
+    Evaluator,
+    Forward,
+    as_real,
+    checked_parameters,
+    converted,
+    finest,
+    flat_output,
+    inputs_and_targets,
+    precision,
+    roles_in,
+    stand_ins,
+    tracked,
+)
+from normcore.invariance.symmetries import EXACT, TINY, joint_groups, reverse_rows
 
-YES = 1e-2
-"""A defect below this is invariance: norm layers with eps = 1e-5 give up to about 1e-3."""
+Loss = Callable[[Any], Tensor]
 
-NO = 5e-2
+YES = 1e-3
+"""A defect below this, with every eps as good as 0, is invariance."""
+
+NO = 2e-2
 """A defect above this is none; between the two the verdict is undetermined."""
 
-NATURAL = 0.5
-"""Least root mean square of a shift or gain at the moved point: a tiny one hides, as 0 does."""
+BLUR = 1e-2
+"""Where eps makes the defect larger than this, the answer is "yes but for eps"."""
+
+FLOOR = 10.0
+"""Effects below this many roundings are none in float64; in less they are looked at again in float64."""
 
 
 @dataclass(frozen=True)
 class TensorVerdict:
-    """The verdict on one tensor, its defect and its cosine; each is NaN where it has no effect.
+    """The verdict on one tensor.
 
-    `inert` says that no value of it matters in train mode, like that of a bias in front of a BatchNorm.
+    Attributes:
+        verdict: "yes"; "yes but for eps", with which the defect is above 1e-2; "no"; "undetermined".
+        defect: where the model stands, with its own eps; where the tensor has no effect there, at points nearby.
+        cosine: of the loss's gradient and the tensor, where the model stands; NaN if there is no gradient.
+        inert: no value of it matters in train mode, like that of a bias in front of a BatchNorm.
+        exact: the defect at points nearby with every eps as good as 0, which decides.
+        role: "matrix" (multiplies activations), "table" (is looked up) or "elementwise" (gain, shift, token).
+
     """
 
     verdict: str
     defect: float
     cosine: float
     inert: bool = False
+    exact: float = math.nan
+    role: str = "elementwise"
 
 
 @dataclass(frozen=True)
 class JointVerdict:
-    """The verdict on several tensors scaled by a common factor."""
+    """The verdict on several tensors scaled by a common factor; as `TensorVerdict`."""
 
     names: tuple[str, ...]
     verdict: str
     defect: float
+    exact: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -59,8 +87,8 @@ class InvarianceReport:
 
     @property
     def invariant(self) -> list[str]:
-        """Names of the tensors that are scale-invariant alone."""
-        return [name for name, verdict in self.tensors.items() if verdict.verdict == "yes"]
+        """Names of the tensors that are scale-invariant alone, but for eps or not."""
+        return [name for name, verdict in self.tensors.items() if verdict.verdict.startswith("yes")]
 
     @property
     def inert(self) -> list[str]:
@@ -69,43 +97,53 @@ class InvarianceReport:
 
     def __str__(self) -> str:
         width = max(map(len, [*self.tensors, *self.groups, "parameter"]))
-        lines = [f"{'parameter':{width}}  invariant     defect    cosine"]
-        for name, v in self.tensors.items():
-            lines.append(f"{name:{width}}  {v.verdict:12} {v.defect:8.1e}  {v.cosine:8.1e}")
-        for name, g in self.groups.items():
-            lines.append(f"{name:{width}}  {g.verdict:12} {g.defect:8.1e}  jointly: {', '.join(g.names)}")
+        lines = [f"{'parameter':{width}}  {'invariant':15}    defect  without eps    cosine"]
+        rows: list[tuple[str, Any, str]] = [
+            (name, v, "inert" if v.inert else f"{v.cosine:8.1e}") for name, v in self.tensors.items()
+        ]
+        rows += [(name, g, f"jointly: {', '.join(g.names)}") for name, g in self.groups.items()]
+        lines += [
+            f"{name:{width}}  {v.verdict:15}  {v.defect:8.1e}  {v.exact:11.1e}  {rest}"
+            for name, v, rest in rows
+        ]
         return "\n".join(lines)
 
 
 def scale_invariance(
     model: nn.Module,
     loss_fn: Callable[[Any, Any], Tensor],
-    batch: tuple[Any, Any],
+    batch: Any,
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
 ) -> InvarianceReport:
     """Test every trainable tensor, and groups of tensors, for scale invariance.
 
-    A yes must hold for other values of the other parameters too: it is tested where the model stands and at a
-    moved point, where small shifts and gains (fresh biases) have random values of natural size. A tensor without
-    gradient where the model stands is undetermined. Model, modes and random state are left as they were.
+    Four reverse passes decide on all tensors: with the loss's and with a random cotangent, where the model stands and
+    at two points nearby, where tiny tensors (fresh biases, zero-initialised gains) have values of natural size and
+    every eps is as good as 0. What float32 leaves open is decided in float64, and what is invariant is confirmed
+    by scaling it. Runs in train mode (modules that a training model has in eval mode stay there), on
+    a copy in float32 at least. Model, modes and random state are left as they were.
 
     Args:
-        model: any module; run in train mode as model(x).
-        loss_fn: scalar loss of (model(x), y).
-        batch: (x, y).
+        model: any module.
+        loss_fn: scalar loss of (output, y).
+        batch: (x, y) for model(x), or for model(**x) if x is a mapping; or one mapping, as of Hugging Face, whose
+            "labels" are y. From model(**x) the `logits` are taken, if it has such.
         groups: name -> parameter names to test under a common factor. By default groups are
             searched among the tensors that are not invariant alone (a pre-norm residual stream, a
             weight and its bias before a LayerNorm); of overlapping ones the smallest is reported.
+        forward: from (model, x) to the output, instead of the above.
         seed: of the random moves.
 
     Returns:
         InvarianceReport; print it for a table.
 
     Raises:
-        TypeError: batch is not a pair.
-        ValueError: no trainable parameter, an empty group or unknown name, a non-finite output.
+        TypeError: model is not a module, or batch neither a pair nor a mapping.
+        ValueError: no trainable parameter, an empty group or unknown name, outputs that are not finite or have no
+            gradient, or a function that changes from one evaluation to the next.
 
     Example:
         >>> layers = nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2)
@@ -118,117 +156,123 @@ def scale_invariance(
     Source: the property is that of Li & Arora (2020), arXiv 1910.07454, Lemma 1.3; the test is ours.
 
     """
-    parameters = _checked(model, batch, groups)
-    alone = {name: [p] for name, p in parameters.items()}
-    with untouched(model, train=True):
-        torch.manual_seed(seed)
-        cosines = _cosines(model, loss_fn, batch, parameters)
-        evaluate = Evaluator(model, batch[0], seed)
-        here = _defects(evaluate, alone, seed)
-        with evaluate.moved(list(parameters.values()), moved_values(parameters.values(), seed)):
-            there = _defects(evaluate, alone, seed + 1)
-            names = dict(groups) if groups is not None else _candidates(evaluate, parameters, here, there)
-            together = {key: [parameters[n] for n in group] for key, group in names.items()}
-            joint_there = _defects(evaluate, together, seed + 1)
-        joint_here = _defects(evaluate, together, seed)
-    tensors = {
-        n: TensorVerdict(*_verdict(c, here[n], there[n]), c, inert=math.isnan(there[n]))
-        for n, c in cosines.items()
-    }
-    joint = {
-        key: JointVerdict(tuple(group), *_verdict(0.0, joint_here[key], joint_there[key]))
-        for key, group in names.items()
-    }
-    return InvarianceReport(tensors, joint if groups is not None else _disjoint(joint.values()))
+    names = list(checked_parameters(model))
+    named = _checked_groups(groups, names)
+    x, y = inputs_and_targets(batch)
+    coarse, double = precision(model), torch.float64
+
+    def ask(dtype: torch.dtype, forward: Forward | None) -> tuple[Evaluator, Loss]:
+        targets = converted(y, dtype)
+        evaluate = Evaluator(model, converted(x, dtype), seed, forward)
+        return evaluate, lambda output: loss_fn(output, targets)
+
+    with stand_ins(model, coarse):
+        bare = literals_without_eps(forward)
+        with without_eps(model):
+            evaluate, loss = ask(coarse, bare)
+            first = evaluate.nearby(names, seed)
+            near = _Nearby(evaluate, loss, names, first)
+            found: dict[tuple[str, ...], tuple[str, float]] = {(name,): near.judge((name,)) for name in names}
+            unsure = [name for name in names if found[name,][0] not in ("yes", "no")]
+            if unsure and coarse != double:
+                found |= {(name,): ("undetermined", found[name,][1]) for name in unsure}
+                if finest(model, x, forward) == double:
+                    with stand_ins(model, double):
+                        again = _Nearby(*ask(double, bare), unsure, first)
+                        found |= {(name,): again.judge((name,)) for name in unsure}
+            with evaluate.moved(near.second):
+                if groups is None:
+                    free = near.rows.of([name for name in names if found[name,][0] in ("no", "undetermined")])
+                    named = {f"joint {i}": tuple(g) for i, g in enumerate(joint_groups(evaluate, free, seed))}
+                found = {group: near.judge(group) for group in named.values()} | found
+                found |= near.doubted(found, EXACT if groups is None else NO)
+        evaluate, loss = ask(coarse, forward)
+        evaluate.inputs = tracked(evaluate.inputs)
+        here, outputs = reverse_rows(evaluate, names, seed, 1, loss)
+        roles, size = roles_in(outputs, evaluate.tensors), float(flat_output(outputs).norm())
+        roots = [max(1, as_real(t).numel()) ** 0.5 for t in evaluate.tensors.values()]
+    floor = near.floor * size / max(float(near.base.norm()), TINY)
+    cosines = here.radial[0] / np.where(here.size[0] > floor, here.size[0], math.nan) / roots
+
+    def worded(group: tuple[str, ...]) -> tuple[str, float, float]:
+        """The verdict, the larger of the defects with and without eps, and the latter."""
+        state, exact = found[group]
+        resolved = here.effect(group) > FLOOR * floor  # the former to a percent
+        defect = max(here.defect(group), 0.0 if math.isnan(exact) else exact) if resolved else exact
+        blurred = state == "yes" and defect > BLUR
+        return {"inert": "undetermined"}.get(state, "yes but for eps" if blurred else state), defect, exact
+
+    tensors, joint = {}, {}
+    for name, cosine in zip(names, cosines.tolist(), strict=True):
+        verdict, defect, exact = worded((name,))
+        tensors[name] = TensorVerdict(verdict, defect, cosine, found[name,][0] == "inert", exact, roles[name])
+    for key, group in named.items():
+        joint[key] = JointVerdict(group, *worded(group))
+    if groups is None:
+        joint = {key: verdict for key, verdict in joint.items() if verdict.verdict.startswith("yes")}
+    return InvarianceReport(tensors, joint)
 
 
-def defect(evaluate: Evaluator, tensors: Sequence[Tensor], seed: int, base: Tensor) -> float:
-    """|f(2W) - f(W)| / |f(W + D) - f(W)| for W together, base = f(W); NaN if D does nothing or W = 0."""
-    norm = joint_norm(tensors)
-    rounding = 1e3 * torch.finfo(tensors[0].dtype).eps * float(base.norm())
-    draws = random_like(tensors, norm, seed)
-    random = [t.detach() + d for t, d in zip(tensors, draws, strict=True)]
-    change = float((evaluate.at(tensors, random) - base).norm())
-    if norm == 0.0 or change <= rounding:
-        return float("nan")
-    return float((evaluate.at(tensors, [2 * t.detach() for t in tensors]) - base).norm()) / change
-
-
-def _checked(model: nn.Module, batch: Any, groups: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """The trainable parameters by name, after a look at the arguments."""
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    parameters = {name: p for name, p in parameters.items() if p.requires_grad}
-    if not parameters:
-        raise ValueError("model must have a trainable parameter, got none")
-    if any(is_sharded(p) for p in parameters.values()):
-        raise ValueError("model must have whole parameters, got sharded ones: test it before it is sharded")
+def _checked_groups(
+    groups: Mapping[str, Any] | None, parameters: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The groups, none empty, a bare name, or not of the model."""
     for key, names in (groups or {}).items():
         if isinstance(names, str) or not names:
             raise ValueError(f"groups must map to lists of names, got {names!r} for {key!r}")
         unknown = sorted(set(names) - set(parameters))
         if unknown:
             raise ValueError(f"groups must name trainable parameters of the model, got {unknown}")
-    return parameters
+    return {key: tuple(dict.fromkeys(names)) for key, names in (groups or {}).items()}
 
 
-def _defects(evaluate: Evaluator, sets: Mapping[str, list[Tensor]], seed: int) -> dict[str, float]:
-    """The defect of each set of tensors."""
-    base = evaluate()
-    return {name: defect(evaluate, tensors, seed, base) for name, tensors in sets.items()}
+class _Nearby:
+    """Equations of the loss's cotangent at one point nearby, and of a random one at a second, its mirror image."""
 
+    def __init__(self, evaluate: Evaluator, loss: Loss, names: list[str], first: dict[str, Tensor]) -> None:
+        """Take them. Where the outputs are `base`, a change of them below `floor` is rounding."""
+        self.evaluate = evaluate
+        self.second = {name: 2 * t.detach() - first[name] for name, t in evaluate.tensors.items()}
+        with evaluate.moved(first):
+            self.of_loss, _ = reverse_rows(evaluate, names, evaluate.seed, 0, loss)
+        with evaluate.moved(self.second):
+            self.of_random, outputs = reverse_rows(evaluate, names, evaluate.seed + 1)
+            self.base = flat_output(outputs)
+            del outputs  # and with it the tape
+            self.floor = FLOOR * evaluate.rounding(self.base)
+        self.rows = self.of_loss + self.of_random
 
-def _candidates(
-    evaluate: Evaluator, tensors: Mapping[str, Tensor], here: Mapping[str, float], there: Mapping[str, float]
-) -> dict[str, Sequence[str]]:
-    """Candidates among what is not invariant alone when moved: first the tensors alive here."""
-    free = {name: p for name, p in tensors.items() if there[name] >= YES}  # not NaN either
-    alive = {name: p for name, p in free.items() if not math.isnan(here[name])}
-    searches = [alive] if len(alive) == len(free) else [alive, free]
-    found = [names for search in searches for names in candidate_groups(evaluate, search)]
-    return {str(i): names for i, names in enumerate(found)}
+    def judge(self, group: Sequence[str]) -> tuple[str, float]:
+        """A state (a verdict, or "inert") and the defect of the group."""
+        effect, defect = self.of_random.effect(group), self.rows.defect(group)
+        if effect <= self.floor:
+            return "inert", math.nan
+        if self.of_loss.effect(group) > self.floor:  # else the loss does not see it
+            if defect < YES and self.floor < 0.1 * effect:
+                return "yes", defect
+            if defect > max(NO, self.floor / effect):
+                return "no", defect
+        return "undetermined", defect
 
+    def doubted(self, found: Mapping[tuple[str, ...], tuple[str, float]], bound: float) -> dict[Any, Any]:
+        """What seems invariant or inert and is not confirmed: by powers of two, or by new values."""
+        moves: dict[tuple[str, ...], tuple[dict[str, Tensor], float]] = {}
+        for turn, (group, (state, _)) in enumerate(found.items()):
+            if state == "yes":
+                # by another power each time: two halves of a group must not hide each other
+                factor = (2.0, 0.25, 0.5, 4.0)[turn % 4]
+                limit = (bound if len(group) > 1 else NO) * self.of_random.effect(group)
+                values = {name: factor * self.evaluate.tensors[name].detach() for name in group}
+                moves[group] = values, max(limit, 0.3 * self.floor)
+            elif state == "inert":
+                moves[group] = self.evaluate.nearby(group, turn), self.floor
+        return {group: ("undetermined", found[group][1]) for group in moves.keys() - self._held(moves)}
 
-def _disjoint(verdicts: Iterable[JointVerdict]) -> dict[str, JointVerdict]:
-    """The groups that hold, the smallest first, less those that overlap an earlier one."""
-    kept: list[JointVerdict] = []
-    for verdict in sorted(verdicts, key=lambda v: len(v.names)):
-        if verdict.verdict == "yes" and not any(set(verdict.names) & set(k.names) for k in kept):
-            kept.append(verdict)
-    return {f"joint {i}": verdict for i, verdict in enumerate(kept)}
-
-
-def _cosines(
-    model: nn.Module, loss_fn: Any, batch: Any, parameters: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """The cosine of gradient and weight; NaN where the gradient is 0 up to rounding."""
-    with torch.enable_grad():
-        loss = loss_fn(model(batch[0]), batch[1])
-        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    pairs = [(p.detach().double(), g) for p, g in zip(parameters.values(), grads, strict=True)]
-    sizes = [0.0 if g is None else float(g.double().norm() * p.norm()) for p, g in pairs]
-    floor = 1e2 * torch.finfo(loss.dtype).eps * max([*sizes, abs(float(loss.detach()))])
-    return {
-        name: math.nan if g is None or size <= floor else float((g.double() * p).sum()) / size
-        for name, (p, g), size in zip(parameters, pairs, sizes, strict=True)
-    }
-
-
-def moved_values(parameters: Iterable[Tensor], seed: int) -> list[Tensor]:
-    """Values nearby: weights moved by a fifth of their size, small shifts and gains drawn anew."""
-    moved = []
-    for i, p in enumerate(parameters):
-        norm, natural = joint_norm([p]), NATURAL * p.numel() ** 0.5
-        hides = norm == 0.0 or (p.dim() <= 1 and norm < natural)
-        draw = random_like([p], natural if hides else 0.2 * norm, 1000 + seed + i)[0]
-        moved.append(draw if hides else p.detach() + draw)
-    return moved
-
-
-def _verdict(cosine: float, *defects: float) -> tuple[str, float]:
-    """The verdict from the defects at the two points, and the larger defect."""
-    largest = math.nan if any(map(math.isnan, defects)) else max(defects)
-    if math.isnan(cosine) or math.isnan(largest):
-        return "undetermined", largest
-    return ("yes" if largest < YES else "no" if largest > NO else "undetermined"), largest
+    def _held(self, moves: Mapping[Any, tuple[dict[str, Tensor], float]]) -> set[Any]:
+        """The moves (values, limit) that take the outputs no further than that; all at once are tried first."""
+        values = {name: value for move, _ in moves.values() for name, value in move.items()}
+        if not moves or self.evaluate.distance(values, self.base) <= min(
+            limit for _, limit in moves.values()
+        ):
+            return set(moves)
+        return {key for key in moves if len(moves) > 1 and self._held({key: moves[key]})}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from normcore.invariance.degrees import NORM_LAYERS
-from normcore.invariance.probing import Evaluator, tensors_in, untouched
-from normcore.invariance.report import defect, moved_values
+from normcore.invariance.probing import Evaluator, flat_output, tensors_in, untouched
+from normcore.invariance.symmetries import reverse_rows
 from normcore.lab.nets.layers import SMALLEST_EPS
 
 BIASED = (nn.Linear, nn.modules.conv._ConvNd)
@@ -106,17 +106,21 @@ def trained_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _measure(model: nn.Module, inputs: Tensor, seed: int) -> tuple[float, tuple[str, ...]]:
     """The defect of all trained weights at two points, and the tensors that are not invariant alone."""
-    trained = trained_by_name(model)
-    if not trained:
+    names, evaluate = list(trained_by_name(model)), Evaluator(model, inputs, seed)
+    if not names:
         return math.nan, ()
-    evaluate, tensors = Evaluator(model, inputs, seed), list(trained.values())
-    here = defect(evaluate, tensors, seed, evaluate())
-    with evaluate.moved(tensors, moved_values(tensors, seed)):
-        base = evaluate()
-        there = defect(evaluate, tensors, seed, base)
-        alone = {name: defect(evaluate, [p], seed, base) for name, p in trained.items()}
+
+    def defects(*groups: list[str]) -> list[float]:
+        """The defect of each group; nan where its effect is rounding."""
+        rows, outputs = reverse_rows(evaluate, names, seed)
+        floor = 1e3 * evaluate.eps * float(flat_output(outputs).norm())
+        return [rows.defect(group) if rows.effect(group) > floor else math.nan for group in groups]
+
+    (here,) = defects(names)
+    with evaluate.moved(evaluate.nearby(names, seed)):
+        there, *alone = defects(names, *([name] for name in names))
     worst = math.nan if math.isnan(there) else max(there, 0.0 if math.isnan(here) else here)
-    return worst, tuple(name for name, value in alone.items() if value > TOLERANCE)
+    return worst, tuple(name for name, value in zip(names, alone, strict=True) if value > TOLERANCE)
 
 
 def _arrivals(model: nn.Module, inputs: Any) -> tuple[set[str], set[str]]:
