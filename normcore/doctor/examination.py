@@ -18,7 +18,7 @@ from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.optimizer import ExpLR
 from normcore.invariance.degrees import NO_EPS
-from normcore.invariance.probing import Evaluator, joint_norm, untouched
+from normcore.invariance.probing import Evaluator, untouched
 from normcore.invariance.report import InvarianceReport, scale_invariance
 from normcore.norm_dynamics.rates import family_of, look_up
 from normcore.schedules import FloatArray
@@ -174,7 +174,10 @@ def _groups(
         units = []
         for unit in [*((name,) for name in names["alone"]), *joint]:
             if set(unit) <= set(held):
-                norm, grad = (joint_norm([source[name] for name in unit]) for source in (weights, grads))
+                norm, grad = (
+                    math.hypot(*(float(source[n].detach().double().norm()) for n in unit))
+                    for source in (weights, grads)
+                )
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
         family = family_of(optimizer, own)
