@@ -16,7 +16,7 @@ from normcore.checks import checked_count
 from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
-from normcore.equivalence.optimizer import ExpLR
+from normcore.equivalence.group_gauge import GAUGE_OF
 from normcore.invariance.degrees import NO_EPS
 from normcore.invariance.probing import Evaluator, untouched
 from normcore.invariance.report import InvarianceReport, scale_invariance
@@ -129,8 +129,7 @@ def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any)
         raise ValueError(f"optimizer must hold parameters of the model only, got {foreign} others")
     if scheduler is not None and scheduler.optimizer is not optimizer:
         raise ValueError("scheduler must be of this optimizer, got one of another")
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    if any(isinstance(getattr(hook, "__self__", None), ExpLR) for hook in hooks):
+    if not own.isdisjoint(GAUGE_OF):
         raise ValueError("optimizer must not be under an ExpLR, got one: diagnose before it is attached")
 
 
