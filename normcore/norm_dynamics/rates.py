@@ -60,7 +60,7 @@ class Rates(NamedTuple):
 
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
-    """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    """The hyper-parameters of an optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
     kind: Any = type(optimizer)
     if _steps_as(kind, SGD):
         momentum, lr = float(group["momentum"]), float(group["lr"])
