@@ -16,7 +16,7 @@ FloatArray = NDArray[np.float64]
 
 
 def require(name: str, value: Any, condition: str, holds: Any, *, at: str = "") -> None:
-    """Raise ValueError with the first number that breaks the condition, and its place if `at` says what places are."""
+    """Raise ValueError with the first number that breaks the condition, and its place in units of `at`."""
     holds = np.asarray(holds.cpu() if isinstance(holds, Tensor) else holds)
     if holds.all():
         return
@@ -129,7 +129,7 @@ def require_type(name: str, value: Any, kind: Any, what: str) -> None:
 
 
 def columns(steps: int | None, **arguments: Any) -> list[FloatArray]:
-    """The arguments, one number or one a step each, as float64 columns of one length, in the ranges their names have."""
+    """The arguments (a number, or one a step) as columns of one length, in the ranges that their names have."""
     columns = {name: numbers(name, value) for name, value in arguments.items()}
     for name, column in columns.items():
         if column.ndim > 1:

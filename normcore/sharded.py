@@ -82,5 +82,6 @@ class Totals:
 def norm_over_parts(tensors: Sequence[Tensor]) -> float:
     """The norm of the tensors, concatenated, which no process gathers; all processes must ask."""
     device = tensors[0].device
-    squares = torch.stack([part.double().square().sum().to(device) for part in parts(tensors)])
+    real = (part.abs() if part.is_complex() else part for part in parts(tensors))
+    squares = torch.stack([part.double().square().sum().to(device) for part in real])
     return float(Totals(tensors)(squares).sum().sqrt())

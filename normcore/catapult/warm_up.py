@@ -15,7 +15,7 @@ from normcore.catapult.many_inputs import WeightCorrelations
 from normcore.checks import FloatArray, checked, checked_count, checked_number, common_shape, require
 
 UPPER_EDGE = 4.0
-"""eta lambda_0 at and above which the run with label 0 does not converge, for every width: max_lr of the linear model."""
+"""eta lambda_0 at and above which the run with label 0 does not converge, for every width."""
 
 
 def edges(

@@ -1,4 +1,4 @@
-"""The Hessian of a loss, in the mode the model is in: its largest eigenvalues, the first of which is the sharpness, and its trace."""
+"""The Hessian of a loss, in the mode the model is in: its largest eigenvalues (the first is the sharpness), its trace."""
 
 import math
 from collections.abc import Mapping
@@ -90,8 +90,8 @@ def hessian_eigenvalues(
     The other arguments are those of `hessian_top_eigenvalue`, and so are the errors.
 
     Returns:
-        k EigenResults in descending order, with orthonormal vectors. Where one has converged=False a larger eigenvalue
-        may have been missed: those after it say so too.
+        k EigenResults in descending order, with orthonormal vectors. Where one has converged=False a larger
+        eigenvalue may have been missed: those after it say so too.
 
     Raises:
         ValueError: k is larger than the number of parameters.
@@ -165,12 +165,11 @@ FRESH = 30
 class SharpnessMonitor:
     """Reads the top Hessian eigenvalue of a model as it trains, starting from the last eigenvector.
 
-    `monitor(model)` returns the value and keeps the EigenResult in `last`. The first reading and every
-    `refresh`-th look afresh, with a random part in the start, so that an eigenvalue that overtakes the one followed is
-    found, and so does one after another set of parameters became trainable; those between take `matvecs` products.
-    A value is at most the true one, up to rounding; `last.residual` bounds its distance to an eigenvalue. Where
-    the run has diverged (the loss or a product is not finite) it is nan, and the run goes on. It can be used as a
-    probe in training: it has a state_dict.
+    `monitor(model)` returns the value and keeps the EigenResult in `last`. The first reading, every `refresh`-th,
+    and one for which other parameters are trainable look afresh, with a random part in the start, so that an
+    eigenvalue that overtakes the one followed is found; those between take `matvecs` products. A value is at most
+    the true one, up to rounding; `last.residual` bounds its distance to an eigenvalue. Where the loss or a product is
+    not finite, in a run that diverged, the value is nan. It can be used as a probe in training: it has a state_dict.
 
     Args:
         loss_fn: scalar loss of (model(x), y).

@@ -55,7 +55,7 @@ class HessianOperator(SymmetricOperator):
     def _split(self, x: Any, y: Any, chunk_size: int) -> list[tuple[float, Any, Any]]:
         """The batch in chunks, each with what its own loss counts in the loss of the whole batch.
 
-        A mean, a sum, and both with weights or with samples left out are such sums of shares, and a loss that compares
+        Means and sums over samples, weighted or with some left out, are sums of such shares, a loss that compares
         samples is none. Which it is the loss itself says, as a function of the outputs: its gradient on a chunk
         is that of the chunk alone, times the same share at the weights as they are and at others nearby.
         """
@@ -129,7 +129,7 @@ class HessianOperator(SymmetricOperator):
         self._kept = gradients if keep else None
         if not any(g.requires_grad for g in gradients):
             return torch.zeros_like(vector)
-        pieces, leaves = self.snapshot.split(vector), self.snapshot.tensors
+        pieces, leaves = [*self.snapshot.named(vector).values()], self.snapshot.tensors
         return flatten(self.snapshot.run(lambda _: grad(gradients, leaves, pieces, retain_graph=keep)))
 
     def _forward_over_reverse(self, vector: Tensor, x: Any, y: Any) -> Tensor:
@@ -208,7 +208,7 @@ def require_problem(loss_fn: Any, batch: Any, method: Any, chunk_size: Any) -> N
 
 
 def _share(whole: Tensor, alone: Tensor, chunk_size: int) -> float:
-    """The factor between two gradients, after checking that they are parallel; 0 where the loss leaves the chunk out."""
+    """The factor between two gradients that must be parallel; 0 where the loss leaves the chunk out."""
     if not bool(whole.any()):
         return 0.0
     share = float(whole.double() @ alone.double() / alone.double().square().sum())

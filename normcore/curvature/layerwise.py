@@ -42,7 +42,7 @@ def vecdot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Factors:
-    """A layer by its inputs x (m, g, S, in) and deltas (m, K, g, S, out); products go through W or the Gram matrix."""
+    """A layer by its inputs (m, g, S, in) and deltas (m, K, g, S, out); products go through W or the Gram matrix."""
 
     def __init__(self, x: Tensor, delta: Tensor) -> None:
         self.x, self.delta = x.transpose(0, 1).flatten(1, 2).contiguous(), delta
@@ -195,7 +195,7 @@ def _recorded(model: nn.Module, x: Any, layers: list[nn.Module]) -> tuple[Any, l
 
 
 def _plan(use: Use, samples: int, outputs: int, once: bool) -> Plan:
-    """How a call's part of the kernel is kept: by the factors of its gradients where that is cheaper, or by rows."""
+    """How a call's part of the kernel is kept: by the factors of its gradients where that is cheaper, else by rows."""
     module, x = use.module, use.x
     trained = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
     as_factors, as_rows = outputs * use.shape.numel(), samples * outputs * trained

@@ -97,24 +97,11 @@ def top_eigenpair(
     Every new vector is made orthogonal to all before it, twice; the projected matrix is kept in full, so that
     entries which symmetry says are equal are compared. When `basis_size` vectors are held the best four
     Ritz vectors are kept and the iteration goes on (thick restart). Where the Krylov space is exhausted the
-    result is exact.
+    result is exact; where the products run out or the operator is not symmetric it has converged=False.
 
-    Args:
-        operator: the operator.
-        start: flat start vector; a random one by default. A given start gets a random part, so that a former
-            eigenvector does not hide the present one.
-        tol: bound on the relative residual; 1e-6 in float64, 1e-4 otherwise.
-        max_matvecs: products allowed.
-        basis_size: vectors held, >= 8.
-        seed: of the random start.
-        share: size of the random part of a given start; with 0 the value is only known to be an eigenvalue.
-        known: eigenpairs found before; the search is for the largest eigenvalue orthogonal to them.
-
-    Returns:
-        EigenResult, with converged=False where the products ran out or the operator is not symmetric.
-
-    Raises:
-        ValueError: start of the wrong size or not finite, tol <= 0, or a product that is not finite.
+    A start that is given gets a random part of size `share`, so that a former eigenvector does not hide the present
+    one; with share 0 the value is only known to be an eigenvalue. The search is orthogonal to the pairs that are
+    `known`. A start of the wrong size or a product that is not finite is a ValueError.
 
     Example:
         >>> matrix = torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))
@@ -152,9 +139,7 @@ def top_eigenpairs(
 
     One after the other, each orthogonal to those before it and from a random start of its own: one Krylov space
     would hold a single vector of a multiple eigenvalue. In the end the operator is diagonalised in their span,
-    with one more product each, so that an error of one is not an error of the next.
-
-    Arguments are as in `top_eigenpair`; max_matvecs is for each.
+    with one more product each, so that an error of one is not an error of the next. max_matvecs is for each.
     """
     tol = default_tolerance(operator.dtype) if tol is None else checked_number("tol", tol, above=0.0)
     if checked_count("k", k) > operator.size:
@@ -248,7 +233,7 @@ class _Krylov:
         rest, more = self._clear(rest, self.known + k + 1)
         column = (parts + more)[self.known :].double().cpu()
         # By symmetry this column repeats what the rows before it say. A product that is wrong somewhere (a gradient
-        # that was cut, noise of a difference) does not know that: no better witness is to be had for nothing.
+        # that was cut, the noise of a difference) does not: a witness that costs nothing.
         if k:
             self.asymmetry = max(self.asymmetry, float((self.matrix[k, :k] - column[:k]).abs().max()))
         self.matrix[k, : k + 1] = self.matrix[: k + 1, k] = column
@@ -270,9 +255,9 @@ class _Krylov:
     def restart(self, values: Tensor, vectors: Tensor) -> None:
         """Keep the best Ritz vectors and the vector ahead.
 
-        Nothing is lost by that but room: A r = value r + (beta times the last weight of r) ahead for every Ritz vector
-        r, so that all residuals lie along the one vector ahead. The kept ones with it are again a basis in which the
-        operator has a known matrix, diagonal but for the last row: the column of `ahead`, whose product comes next.
+        For every Ritz vector r, A r = value r + (beta times the last weight of r) ahead: all residuals lie along
+        the one vector ahead. So the kept ones with it are again a basis in which the operator has a known matrix,
+        diagonal but for the column of `ahead`, whose product comes next.
         """
         kept = self.combine(vectors[:, -KEPT:])
         coupling = self.beta * vectors[-1, -KEPT:]

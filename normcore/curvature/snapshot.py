@@ -108,10 +108,6 @@ class Snapshot:
         pieces = flat.to(self.device, self.dtype).split([p.numel() for p in self.tensors])
         return {n: v.view_as(p) for (n, p), v in zip(self.leaves.items(), pieces, strict=True)}
 
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """A flat vector in the shapes of the parameters."""
-        return list(self.named(flat).values())
-
     def nearby(self) -> dict[str, Tensor]:
         """Other values of the leaves, about a tenth of a weight away in random directions."""
         flat = flatten(self.tensors).detach()

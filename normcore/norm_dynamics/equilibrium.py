@@ -117,7 +117,7 @@ def equilibrium(
 
 
 def decay_per_step(lr: Number, weight_decay: Number) -> Number:
-    """h = lr*weight_decay, after checking that both are positive and that their product is one that a float can hold."""
+    """h = lr*weight_decay, of two positive numbers whose product a float can hold."""
     require_range("lr", lr, positive=True)
     require_range("weight_decay", weight_decay, positive=True)
     h = lr * weight_decay

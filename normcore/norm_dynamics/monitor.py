@@ -22,9 +22,9 @@ class NormMonitor:
     """Log how far the weights of each group and each tensor are from the equilibrium of weight decay.
 
     Two step hooks read norms at every `every`-th step and leave weights, gradients and the optimizer as they
-    are. A step counts once: also in a subclass whose `step` calls torch's own, whose hooks fire for both, and after
-    one that raised. The hooks cost element-wise work only (one copy of the weights, three norms of them, one of the gradients) and
-    never wait for the device (unless lr is itself a tensor on it); `log()` does, once.
+    are. They cost element-wise work only (one copy of the weights, three norms of them, one of the gradients) and
+    never wait for the device (unless lr is itself a tensor on it); `log()` does, once. A step counts once, also
+    where torch calls its hooks twice (in a subclass whose `step` calls torch's own) and after one that raised.
 
     Each name of `log()` is "group0/..." or "<tensor's name>/...", followed by
 
@@ -38,11 +38,11 @@ class NormMonitor:
     * equilibrium_norm, equilibrium_angle: what `equilibrium` gives at that S.
     * distance: norm/equilibrium_norm - 1. steps_to_equilibrium: until it is within 5 %.
 
-    Means are exponential ones over the last `horizon` readings. One that is not finite, in a run that diverged, shows
-    in norm, grad_norm and angle and leaves the means as they were. The equilibrium is one of scale-invariant
+    Means are exponential ones over the last `horizon` readings. One that is not finite, in a run that diverged,
+    shows in norm, grad_norm and angle and leaves the means as they were. The equilibrium is one of scale-invariant
     weights: a tensor (or a group, as a whole) that is not scale-invariant has none, and its rho need not be 1.
-    Where there is no closed form (no weight decay, other optimizers than SGD and AdamW with torch's own step) values are
-    nan.
+    Values are nan where there is no closed form: no weight decay, an optimizer other than SGD and AdamW, or a
+    subclass with a step of its own.
 
     Under FSDP2 (`fully_shard`) attach it after sharding. Norms are those of the whole tensors: each process reads
     its part, and `log()` adds the parts up, as do `state_dict()` and every 256th reading. Call these on all
@@ -266,8 +266,8 @@ class NormMonitor:
         require_type("state", state, Mapping, "the state_dict of a NormMonitor")
         if state.get("version") != 1:
             raise ValueError(f"state must be of version 1, got {state.get('version')!r}")
-        if state["names"] != self._names():
-            raise ValueError(f"state must be of the tensors {self._names()}, got {state['names']}")
+        if state.get("names") != self._names():
+            raise ValueError(f"state must be of the tensors {self._names()}, got {state.get('names')}")
         self.steps = state["steps"]
         self._readings.load(state)
 

@@ -71,9 +71,9 @@ class Readings:
     def work_up(self) -> None:
         """Bring the waiting readings into the means: exponential ones, with the weights of all they have seen.
 
-        With d = 1 - 1/horizon a mean is sum_i d^(n-1-i) v_i over sum_i d^(n-1-i), where i numbers the n readings that
-        counted. Numerator and denominator are kept apart, so that a batch of new readings multiplies both by d^(its
-        number that counted) and adds its own, and the size of batches does not matter.
+        With d = 1 - 1/horizon a mean is sum_i d^(n-1-i) v_i over sum_i d^(n-1-i), where i numbers the n readings
+        that counted. Both sums are kept: k new ones that count multiply them by d^k and add their own, so that
+        it does not matter how many come at a time.
         """
         if not self.waiting:
             return
@@ -83,8 +83,8 @@ class Readings:
         squares = self._squares(norms, raws)
         rates, turn, is_adam = (self._on_device(values) for values in self._hyper(raws))
         before, grad, after, moved = squares.unbind(dim=1)
-        # The update of AdamW is not in reach, its norm is: lr * update = -(dw + h w), and of the inner product that the
-        # square needs the norms know enough: 2 <w, dw> = |w'|^2 - |w|^2 - |dw|^2.
+        # The update of AdamW is out of reach, its norm is not: lr * update = -(dw + h w), and the inner product in
+        # the square follows from norms, 2 <w, dw> = |w'|^2 - |w|^2 - |dw|^2.
         lr, h = rates[:, 0], rates[:, 0] * rates[:, 1]
         update = (moved + h * (after - before - moved) + h**2 * before) / lr**2
         signal = torch.where(is_adam > 0, update, grad * before)
@@ -97,7 +97,7 @@ class Readings:
         values = torch.where(counts[:, None], values, 0.0)
         self.sums = kept * self.sums + torch.einsum("br,bmr->mr", weights, values)
         self.weight = kept * self.weight + weights.sum(0)
-        # On the device, without asking it whether there is a valid one: argmax finds the last, or, if none is, any.
+        # The last valid one, found without asking the device whether there is any: argmax then gives some other.
         newest = (valid * torch.arange(1, len(raws) + 1, device=valid.device)).argmax()
         self.last = torch.where(valid.any(), squares.index_select(0, newest[None])[0], self.last)
         self.rates = raws[-1].rates
@@ -111,13 +111,12 @@ class Readings:
         squares = (norms[:, :-2].reshape(len(raws), len(ROWS), tensors) * factors) ** 2
         if self.total is not None:
             squares = self.total(squares)
-        groups = [
-            part.sum(dim=2) for part in squares.split(self.sizes, dim=2)
-        ]  # a product with 0 would spread NaN
+        # not by a product with zeros and ones, which would spread NaN from group to group
+        groups = [part.sum(dim=2) for part in squares.split(self.sizes, dim=2)]
         return torch.cat([squares, torch.stack(groups, dim=2)], dim=2)
 
     def _hyper(self, raws: list[Raw]) -> tuple[Any, Any, Any]:
-        """Of each reading and row: (lr, weight decay), the squared chord at equilibrium, and whether it is AdamW."""
+        """Of each reading and row: (lr, weight decay), the squared chord at equilibrium, whether it is AdamW."""
         known = [[_row(rates) for rates in raw.rates] for raw in raws]
         table = np.array(known)[:, self.groups]  # (readings, rows, 4)
         return table[..., :2].transpose(0, 2, 1), table[..., 2], table[..., 3]
@@ -155,19 +154,9 @@ def _row(rates: Rates | None) -> tuple[float, float, float, float]:
     return rates.lr, rates.weight_decay, chord, float(rates.family == "adamw")
 
 
-COLUMNS = (
-    "norm",
-    "grad_norm",
-    "effective_lr",
-    "intrinsic_lr",
-    "angle",
-    "rho",
-    "grad_sq_norm",
-    "equilibrium_norm",
-    "equilibrium_angle",
-    "distance",
-    "steps_to_equilibrium",
-)
+MEASURED = ("norm", "grad_norm", "effective_lr", "intrinsic_lr", "angle", "rho", "grad_sq_norm")
+EXPECTED = ("equilibrium_norm", "equilibrium_angle", "distance", "steps_to_equilibrium")
+COLUMNS = MEASURED + EXPECTED
 """What is logged of each tensor and each group."""
 
 
@@ -191,7 +180,7 @@ def columns_of(rates: Rates | None, table: Any) -> dict[str, Any]:
     values["intrinsic_lr"] = intrinsic_lr(*own, 0.0 if rule.decoupled else rates.momentum)
     rows = (norm > 0) & (signal > 0) & np.isfinite(norm)
     if min(own) > 0 and np.isfinite(_row(rates)[2]) and rows.any():
-        values |= {name: np.full(len(norm), np.nan) for name in COLUMNS[-4:]}
+        values |= {name: np.full(len(norm), np.nan) for name in EXPECTED}
         betas = {"betas": (rates.momentum, 0.0)} if rates.family == "adamw" else {}
         momentum = 0.0 if betas else rates.momentum
         options: dict[str, Any] = {"optimizer": rates.family, "grad_sq_norm": signal[rows], **betas}

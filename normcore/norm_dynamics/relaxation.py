@@ -143,7 +143,7 @@ def time_to_equilibrium(
         kick = (h * (2 - h)) ** 0.5 / near
         far = where(low, kick * (1 + ((1 - h) * near / kick) ** 2) ** 0.5, far)
         first = where(low, 1.0 + first, first)
-    # The logarithm of |far^p - 1|, since the power itself may overflow; 1e-300 stands for 0 right at the equilibrium.
+    # |far^p - 1| by its logarithm, since the power may overflow; 1e-300 stands for 0, right at the equilibrium.
     size = p * apply("log", far)
     gap = where(size > 0, size, 0.0 * size) + apply("log", 1e-300 - apply("expm1", -abs(size)))
     above, below = math.log((1.0 + tolerance) ** p - 1.0), math.log(1.0 - (1.0 - tolerance) ** p)

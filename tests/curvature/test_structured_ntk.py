@@ -176,6 +176,13 @@ def test_memory_is_bounded_and_hooks_go(monkeypatch):
     with pytest.raises(Unstructured, match="more factors than fit 1000 bytes"):
         StructuredKernel(Snapshot(model), x)
     assert not any(m._forward_hooks for m in model.modules())
+    # Factors of a wide layer: its inputs 6*40, and deltas of 4 outputs for each of 6*4.
+    wide, x = nn.Linear(40, 4, bias=False).double(), torch.randn(6, 40).double()
+    monkeypatch.setattr(structured, "MEMORY", 8 * (6 * 40 + 4 * 6 * 4))
+    assert agrees(wide, x)
+    monkeypatch.setattr(structured, "MEMORY", 8 * (6 * 40 + 4 * 6 * 4) - 1)
+    with pytest.raises(Unstructured, match="more factors than fit"):
+        StructuredKernel(Snapshot(wide), x)
 
 
 def test_a_layer_that_is_not_reached_adds_nothing():

@@ -8,6 +8,7 @@ import torch
 from oracles_equilibrium import noise_run
 
 from normcore.norm_dynamics.rates import FAMILIES, effective_lr, intrinsic_lr, look_up, rates_of
+from normcore.sharded import norm_over_parts
 
 
 def weights(*sizes):
@@ -61,6 +62,9 @@ def test_groups_of_zeros_and_of_complex_weights():
     optimizer.param_groups[0]["lr"] = 0.0
     assert effective_lr(optimizer)[0] == 0.0  # nothing moves
     assert effective_lr(torch.optim.AdamW([full], lr=0.5)) == pytest.approx([0.5 / 13])
+    assert norm_over_parts([full.detach(), zero.detach()]) == pytest.approx(
+        13.0
+    )  # the same of sharded weights
 
 
 def test_a_subclass_with_another_step_is_another_optimizer():
