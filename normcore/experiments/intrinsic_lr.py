@@ -102,8 +102,8 @@ class MonitorReading:
     NAMES = ("rho", "angle", "grad_sq_norm")
 
     def __init__(self, monitor: NormMonitor) -> None:
-        self.state_dict, self.load_state_dict = monitor.state_dict, monitor.load_state_dict
         self.monitor = monitor
+        self.state_dict, self.load_state_dict = monitor.state_dict, monitor.load_state_dict  # for checkpoints
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Read the model, as a probe."""

@@ -57,9 +57,7 @@ class LongRuns:
     train_arm: Callable[..., tuple[Mapping[str, Any], int | None]]
 
     def file(self, size: str) -> Path:
-        """Where the results of a size go: below book/data, those of "tiny" below _build."""
-        if size == "tiny":
-            return Path("_build", f"{self.name}_tiny", f"{self.name}.json")
+        """Where the results of "paper" and "small" go: the chapters read them there."""
         return Path("book", "data", f"{self.name}.json" if size == "paper" else f"{self.name}_{size}.json")
 
 
@@ -92,15 +90,11 @@ def fit(
 def command_line(runs: LongRuns, description: str, arguments: Sequence[str]) -> int:
     """Run what the arguments of a shell ask for, but for what is stored already; gives 0, the exit status.
 
-    Raises:
-        SystemExit: an argument is unknown.
-        ValueError: the data file holds runs of other settings.
-
+    An unknown argument is a SystemExit, a data file with runs of other settings a ValueError.
     """
     given = _parser(runs, description).parse_args(arguments)
     work = given.work or Path("_build") / f"{runs.name}_{given.size}"
-    in_work = given.size == "tiny" and given.work is not None
-    out = given.out or (work / f"{runs.name}.json" if in_work else runs.file(given.size))
+    out = given.out or (work / f"{runs.name}.json" if given.size == "tiny" else runs.file(given.size))
     setting = runs.settings[given.size]
     setting = replace(setting, dataset=given.dataset or setting.dataset)
     have, data = stored.load(out), None

@@ -36,17 +36,10 @@ RUN_KEYS = {"arm", "seed", "diverged_at", "provenance", "records"}
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The runs of one data file.
+    """The runs of one data file."""
 
-    Attributes:
-        settings: name -> value, common to all runs.
-        runs: one mapping a run, with keys "arm", "seed", "records" (name -> numbers), "diverged_at" and
-            "provenance".
-
-    """
-
-    settings: Mapping[str, Any]
-    runs: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]  # common to all runs
+    runs: Sequence[Mapping[str, Any]]  # with the keys RUN_KEYS; "records" is name -> numbers
 
     @property
     def arms(self) -> list[str]:
@@ -58,12 +51,7 @@ class Stored:
         return [run["seed"] for run in self._of(arm)]
 
     def records(self, arm: str, name: str) -> NDArray[np.float64]:
-        """One record of an arm as (seeds, readings); nan where a run diverged or read nothing.
-
-        Raises:
-            KeyError: there is no such arm or record.
-
-        """
+        """One record of an arm as (seeds, readings); nan where a run diverged or read nothing. KeyError: there is none."""
         rows = [np.array(run["records"][name], dtype=np.float64) for run in self._of(arm)]
         table = np.full((len(rows), max(map(len, rows))), np.nan)
         for row, values in zip(table, rows, strict=True):
@@ -120,11 +108,6 @@ def source_hash(package: Path = PACKAGE) -> str:
     """Fingerprint the sources below a folder: names and contents of all its .py files, 16 hexadecimal digits.
 
     Read once in a process, so that it is what the process began with.
-
-    Example:
-        >>> len(source_hash())
-        16
-
     """
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -136,9 +119,7 @@ def source_hash(package: Path = PACKAGE) -> str:
 def load(path: str | Path) -> Stored | None:
     """Read a data file; None where there is none, for then nobody has run this yet.
 
-    Raises:
-        ValueError: the file is not one that `add_run` wrote, or not as it wrote it.
-
+    A file that `add_run` has not written, or not like this, is a ValueError.
     """
     path = Path(path)
     if not path.exists():

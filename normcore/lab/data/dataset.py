@@ -122,7 +122,7 @@ class Dataset:
         crop: int = 0,
         flip: bool = False,
     ) -> Batches:
-        """Draw training batches, the same for the same seed.
+        """Draw training batches: pairs (x, y) as a sequence, with a length, items and slices, the same for the same seed.
 
         They are made when asked for: `batches[t]` depends on (seed, t) only, in whatever order and on whatever
         device, and memory does not grow with steps. More steps keep the first ones. torch's own generator does
@@ -136,9 +136,6 @@ class Dataset:
                 whose last batch is dropped where it is not full.
             crop: pixels of black around each image before a window of its size is cut out at random.
             flip: whether each image is mirrored with probability 1/2.
-
-        Returns:
-            Pairs (x, y) as a sequence, with a length, items and slices.
 
         Raises:
             ValueError: steps or batch_size is below 1, batch_size is above the size of the training set
@@ -186,9 +183,6 @@ def load_dataset(
         dtype: of the images when they are floats.
         device: of all tensors.
         image_size: H = W of "image-folder": shorter sides are scaled to it and the middle is cut out.
-
-    Returns:
-        Dataset.
 
     Raises:
         ValueError: the name is unknown, or images differ in size and no image_size is given.

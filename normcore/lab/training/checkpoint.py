@@ -60,9 +60,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = Path(path).read_bytes()
         content, digest = content[:-DIGEST], content[-DIGEST:]
-        if (
-            hashlib.sha256(content).digest() != digest
-        ):  # torch reads past flipped bits, and so do zip's own sums
+        # torch reads past flipped bits, and the sums in its own zip file do not see all of them
+        if hashlib.sha256(content).digest() != digest:
             raise ValueError("it does not match its checksum")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):

@@ -85,9 +85,6 @@ def train(
         checkpoint_every: steps between saves, >= 1; the end is always saved.
         progress: whether to show a bar; by default on a terminal, for runs longer than 2 seconds.
 
-    Returns:
-        History.
-
     Raises:
         TypeError: every or checkpoint_every is not an integer.
         ValueError: one of them is below 1, the schedule is shorter than the batches, or the checkpoint is damaged, that
@@ -213,9 +210,6 @@ def run(
         probes: as in `train`; by default {"direction": direction}.
         every: steps between readings.
         loss_fn: of (model(x), y).
-
-    Returns:
-        History.
 
     Raises:
         ValueError: neither or both of lr and schedule, an array of the wrong length, a number that is not finite, or no

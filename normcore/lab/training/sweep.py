@@ -53,9 +53,6 @@ def sweep(
             is used too, or this process alone.
         progress: whether to show a bar; by default on a terminal.
 
-    Returns:
-        Sweep.
-
     Example:
         >>> def experiment(lr, seed):
         ...     return {"loss": lr + seed, "diverged_at": 3 if lr > 1 else None}
