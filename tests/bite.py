@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 EQUIVALENCE = "equivalence/test_schedule.py equivalence/test_theorems.py equivalence/test_gauge.py"
 EXP_LR = "equivalence/test_optimizer.py equivalence/test_group_gauge.py equivalence/test_norm_layers.py"
+PRACTICE = "equivalence/test_practice.py::"
 INVARIANCE = "invariance/test_probing.py invariance/test_degrees.py invariance/test_report.py"
 FAULTS = [
     (
@@ -88,19 +89,19 @@ FAULTS = [
         "return 0.0 * math.sqrt",
         EQUIVALENCE,
     ),
-    ("eps not co-scaled", "equivalence/norm_layers.py", "eps * scale**2", "eps", EXP_LR),
+    ("eps not co-scaled", "equivalence/norm_layers.py", "* ratio**self.power", "", EXP_LR),
     (
         "running variance scaled once",
         "equivalence/norm_layers.py",
-        "variance.mul_(ratio**2)",
-        "variance.mul_(ratio)",
+        "values.mul_(ratio**degree)",
+        "values.mul_(ratio)",
         EXP_LR,
     ),
     (
         "buffer not converted at detach",
         "equivalence/group_gauge.py",
-        "if self.ratio != 0.0:\n            held",
-        "if False:\n            held",
+        "self._shift(self.ratio * self.x**2)",
+        "pass",
         EXP_LR,
     ),
     (
@@ -113,8 +114,8 @@ FAULTS = [
     (
         "a skipped step advances",
         "equivalence/optimizer.py",
-        "self._skipped = found_inf is not None and bool(found_inf.item())",
-        "self._skipped = False",
+        "skipped = found_inf is not None and bool(found_inf.item())",
+        "skipped = False",
         EXP_LR,
     ),
     (
@@ -124,7 +125,13 @@ FAULTS = [
         "pass",
         EXP_LR,
     ),
-    ("AdamW's eps not scaled", "equivalence/group_gauge.py", 'group["eps"] * self.x', 'group["eps"]', EXP_LR),
+    (
+        "AdamW at the rate of SGD",
+        "equivalence/group_gauge.py",
+        "product = x_next if rule.decoupled else self.x * x_next",
+        "product = self.x * x_next",
+        EXP_LR,
+    ),
     (
         "a parameter without gradient drifts",
         "equivalence/group_gauge.py",
@@ -145,6 +152,62 @@ FAULTS = [
         'multiply(self.group["params"], 1.0 / factor)',
         "pass",
         EXP_LR,
+    ),
+    (
+        "gradients arrive as they are",
+        "equivalence/group_gauge.py",
+        "return grad if self.x == 1.0 else grad / self.x",
+        "return grad",
+        PRACTICE + "test_gradients_are_ordinary_for_whoever_looks",
+    ),
+    (
+        "the trial's verdict is not heard",
+        "equivalence/co_scaling.py",
+        "if gap > max(allowed, 10 * noise if noise < HIDES else 0.0):",
+        "if False:",
+        PRACTICE + "test_what_does_not_follow_is_refused_at_the_first_forward_pass",
+    ),
+    (
+        "a fresh bias hides in the trial",
+        "equivalence/co_scaling.py",
+        "if param.requires_grad and _hides(param):",
+        "if False:",
+        PRACTICE + "test_a_fresh_bias_outside_the_group_is_refused_though_it_is_zero",
+    ),
+    (
+        "the eps of half precision is guessed",
+        "equivalence/norm_layers.py",
+        "torch.promote_types(z.dtype, torch.float32)",
+        "z.dtype",
+        PRACTICE + "test_rms_norm_in_half_precision_keeps_its_function",
+    ),
+    (
+        "attached twice",
+        "equivalence/optimizer.py",
+        'if any(id(p) in GAUGE_OF for p in group["params"]):',
+        "if False:",
+        PRACTICE + "test_attaching_twice_is_refused",
+    ),
+    (
+        "a step that raised is not undone",
+        "equivalence/step_hooks.py",
+        "self.undo()\n                raise",
+        "raise",
+        PRACTICE + "test_a_step_that_raises_leaves_nothing_changed",
+    ),
+    (
+        "half a state is taken",
+        "equivalence/optimizer.py",
+        "if mixed and any(map(is_moved, before.values())):",
+        "if False:",
+        PRACTICE + "test_half_a_state_is_refused",
+    ),
+    (
+        "an average of converted weights",
+        "equivalence/optimizer.py",
+        "        self._to_weight_decay()\n        try:",
+        "        try:",
+        PRACTICE + "test_averages_of_weights_and_the_run_beside_them",
     ),
     (
         "a zero gradient counts",

@@ -35,8 +35,8 @@ HIDES = 1e-3
 trial: such as it will have later."""
 
 
-CO_SCALED: weakref.WeakKeyDictionary[nn.Module, "CoScaling"] = weakref.WeakKeyDictionary()
-"""Norm layer -> who sets its eps."""
+CO_SCALED: weakref.WeakValueDictionary[int, "CoScaling"] = weakref.WeakValueDictionary()
+"""id of a norm layer -> who sets its eps, as long as that lives."""
 
 
 class Watch:
@@ -100,7 +100,7 @@ class CoScaling:
         self.named: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         self.layers = norm_layers(self.model)
         for layer in self.layers:
-            if layer.module not in CO_SCALED and ORDINARY in vars(layer.module):
+            if id(layer.module) not in CO_SCALED and ORDINARY in vars(layer.module):
                 layer.set_eps(1.0)  # the model is a copy
         self._handles: dict[nn.Module, RemovableHandle] = {}
         self._waiting: list[RemovableHandle] = []
@@ -121,12 +121,9 @@ class CoScaling:
         tagged, hook = self.tagged(), Watch(torch.compiler.disable(self._on_forward))
         if self.known and not tagged <= self.named.keys():
             raise ValueError("model must hold all tagged weights of the optimizer, got one without some")
-        for module in self.model.modules():
-            delegates = isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(
-                module, "_orig_mod"
-            )
-            if not delegates and tagged <= set(module.parameters()):
-                self._handles[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
+        holders = [m for m in self.model.modules() if not _delegates(m) and tagged <= set(m.parameters())]
+        for module in [m for m in holders if any(m.children())] or holders:
+            self._handles[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def close(self) -> None:
         """Stop waiting."""
@@ -138,19 +135,19 @@ class CoScaling:
         """Stop waiting, and leave the layers to others."""
         self.close()
         for layer in self.layers:
-            CO_SCALED.pop(layer.module, None)
+            CO_SCALED.pop(id(layer.module), None)
 
-    def _registered(self, param: Tensor) -> Tensor | None:
-        """A weight as the model has it at the moment, the shard or (FSDP) the whole; None in a functional call."""
+    def _registered(self, param: Tensor) -> Tensor:
+        """A weight as the model has it at the moment: FSDP registers now the shard, now the whole one."""
         owner, _, name = self.named[param].rpartition(".")
-        found = self.model.get_submodule(owner)._parameters.get(name)
-        return found if found is param or is_sharded(param) else None
+        return getattr(self.model.get_submodule(owner), name)  # type: ignore[no-any-return]
 
     def _on_forward(self, root: nn.Module, args: Any, kwargs: Any) -> None:
         """Hold the trial that is due."""
-        due = not CoScaling.trying and root.training not in self._modes
-        if not due or any(self._registered(p) is None for p in self.tagged()):
+        if CoScaling.trying or root.training in self._modes:
             return
+        if any(self._registered(p) is not p and not is_sharded(p) for p in self.tagged()):
+            return  # a functional call, of other weights
         self.before_trial()
         CoScaling.trying = True
         try:
@@ -171,7 +168,7 @@ class CoScaling:
             halved = run(index, base)
             for layer, degree in halved.degrees.items():
                 layer.degrees[index] = degree
-                if degree and CO_SCALED.setdefault(layer.module, self) is not self:
+                if degree and CO_SCALED.setdefault(id(layer.module), self) is not self:
                     raise ValueError(
                         f"norm layer {layer.name!r} must follow the weights of one ExpLR, got two: give them one optimizer"
                     )
@@ -221,11 +218,15 @@ class CoScaling:
                 before = functools.partial(run.before, layers[module])
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         with untouched(root), _draws_given_back(root), torch.no_grad():
-            for i, p in enumerate(root.parameters()):
-                if p.requires_grad and _hides(p):
-                    _redraw(p, seed=i)
-            for p in self.gauges[index].group["params"] if index is not None else []:
-                _redraw(self._registered(p)) if redraw else self._registered(p).mul_(0.5)
+            for i, param in enumerate(root.parameters()):
+                if param.requires_grad and _hides(param):
+                    _redraw(param, seed=i)
+            weights = self.gauges[index].group["params"] if index is not None else []
+            for p in [self._registered(p) for p in weights]:
+                if redraw:
+                    _redraw(p, seed=0)
+                else:
+                    p.mul_(0.5)
             try:
                 torch.clear_autocast_cache()  # it would keep the weights of another run
                 args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
@@ -253,11 +254,10 @@ class CoScaling:
         for handle in self._waiting:
             handle.remove()
         late = [layer for layer in self.layers if not self.gauges.keys() <= layer.degrees.keys()]
-        hooks = [Watch(torch.compiler.disable(functools.partial(self._refuse, layer))) for layer in late]
-        self._waiting = [
-            layer.module.register_forward_pre_hook(hook, with_kwargs=True)
-            for layer, hook in zip(late, hooks, strict=True)
-        ]
+        self._waiting = []
+        for layer in late:
+            hook = Watch(torch.compiler.disable(functools.partial(self._refuse, layer)))
+            self._waiting.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _refuse(self, layer: NormLayer, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Raise ValueError where the layer would compute something else than in the run with weight decay."""
@@ -293,13 +293,18 @@ class CoScaling:
         return {"degrees": {name: row for name, row in rows.items() if any(row)}} if tried else None
 
 
+def _delegates(module: nn.Module) -> bool:
+    """Whether it only calls the module inside, which may be called without it, too."""
+    return isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod")
+
+
 def _hides(param: Tensor) -> bool:
     """Whether it is as good as zero."""
     sizes = [float(part.abs().max()) for part in parts([param]) if part.numel()]
     return param.is_floating_point() and max(sizes, default=1.0) < HIDES
 
 
-def _redraw(tensor: Tensor | None, seed: int = 0) -> None:
+def _redraw(tensor: Tensor, seed: int) -> None:
     """Other values, of natural size, whatever the state of torch's generators."""
     for part in parts([tensor]):
         generator = torch.Generator().manual_seed(seed)

@@ -92,6 +92,9 @@ class GroupGauge:
     def __init__(self, optimizer: Optimizer, index: int, rule: UpdateRule | None = None) -> None:
         """Go on from the group's record, else start at x = 1, kappa = 0, where both runs are in the same state."""
         self.optimizer, self.index, self._rule = optimizer, index, rule
+        self.x: float
+        self.ratio: float
+        self.doublings: int
         self.verified, self.waited = False, False
         self._log_lr: float | None = None
         self._rate: Tensor | None = None

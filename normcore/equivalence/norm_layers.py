@@ -207,8 +207,12 @@ class Run:
 
 def input_norm(args: Any, kwargs: Any) -> float:
     """The norm of the first tensor that goes into a module."""
-    return next((float(z.detach().double().norm()) for z in tensors_in((args, kwargs))), 0.0)
+    return next(map(_norm, tensors_in((args, kwargs))), 0.0)
 
 
 def _output_norm(output: Any) -> float:
-    return math.hypot(*(float(t.detach().double().norm()) for t in tensors_in(output)))
+    return math.hypot(*map(_norm, tensors_in(output)))
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))

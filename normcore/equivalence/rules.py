@@ -86,7 +86,7 @@ def rule_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
 
 
 @functools.cache
-def _stock(kind: type[Optimizer]) -> str | None:
+def _stock(kind: Any) -> str | None:
     """Which of torch's own steps, wrapped in hooks and more, the class has: the rule it may follow."""
     own = inspect.unwrap(kind.step)
     names = {"sgd": (SGD,), "adamw": (Adam, AdamW), "degree0": (NAdam, RAdam), "muon": MUON}

@@ -1090,9 +1090,9 @@ def test_a_tensor_as_rate_stays_one_and_a_compiled_step_compiles_once(dtype):
     ]
     nc.ExpLR(optimizers[1], models[1])
     optimizers[1].register_step_pre_hook(lambda o, *_: seen.add(id(o.param_groups[0]["lr"])))
+    schedulers = [lr_scheduler.ExponentialLR(o, 0.99) for o in optimizers]
     torch._dynamo.reset()
     compiled = torch.compile(optimizers[1].step, backend="eager")
-    schedulers = [lr_scheduler.ExponentialLR(o, 0.99) for o in optimizers]
     counts = []
     for x, y in batches(16):
         for model, optimizer, take in zip(models, optimizers, (optimizers[0].step, compiled), strict=True):
