@@ -23,25 +23,19 @@ def checks(root: Path) -> dict:
     }
 
 
-def claim_role(
-    name, rawtext, text, lineno, inliner, options=None, content=None
-):
+def claim_role(name, rawtext, text, lineno, inliner, options=None, content=None):
     """Raw HTML; an id that no chapter has is an error."""
     found = checks(Path(inliner.document.settings.env.srcdir)).get(text)
     if found is None:
-        message = inliner.reporter.error(
-            f"no chapter claims {text}", line=lineno
-        )
+        message = inliner.reporter.error(f"no chapter claims {text}", line=lineno)
         return [inliner.problematic(rawtext, rawtext, message)], [message]
     stem, record = found
-    link = f'<a href="{stem}.html#{anchor(text)}"><code>{html.escape(text)}</code></a>'
-    chip = (
-        f'<span class="{verdict_class(record.verdict)}">{record.verdict}</span>'
+    link = (
+        f'<a href="{stem}.html#{anchor(text)}"><code>{html.escape(text)}</code></a>'
     )
+    chip = f'<span class="{verdict_class(record.verdict)}">{record.verdict}</span>'
     return [
-        nodes.raw(
-            "", f"{link} (chapter {int(stem[:2])}): {chip}", format="html"
-        )
+        nodes.raw("", f"{link} (chapter {int(stem[:2])}): {chip}", format="html")
     ], []
 
 
