@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
-.PHONY: help book test lint fast chapter bench html store robust bite clean
+.PHONY: help book test lint fast chapter bench html pages store robust bite clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -29,9 +29,12 @@ book: $(READY)  ## Execute every chapter (profile NORMCORE_PROFILE, default ci),
 	echo "Read it: $(CURDIR)/_build/html/index.html" && exit $$told
 
 html: $(READY)  ## Render the stored outputs only (seconds)
-	@rm -rf $(SOURCE) && mkdir -p $(SOURCE) && cp -R book _config.yml _toc.yml $(SOURCE)/
+	@rm -rf $(SOURCE) _build/html && mkdir -p $(SOURCE) && cp -R book _config.yml _toc.yml $(SOURCE)/
 	$(RENDER)
 	@echo "Read it: $(CURDIR)/_build/html/index.html"
+
+pages: html  ## Open every rendered page in headless Chromium: faults, and a contact sheet
+	$(BIN)/python tests/pages.py _build/html
 
 test: lint  ## Lint, types, unit and property tests, doctests, and every chapter against its stored outputs
 	$(BIN)/python -m pytest -q -n 2

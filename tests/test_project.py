@@ -6,8 +6,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import normcore
-
 ROOT = Path(__file__).parent.parent
 
 LIGHT = """
@@ -45,17 +43,6 @@ def test_every_requirement_has_its_reason():
         line for line in block.splitlines() if line.startswith('  "') and "torch-normcore[" not in line
     ]
     assert len(requirements) > 10 and all("#" in line for line in requirements)
-
-
-def test_every_public_name_is_on_the_api_page():
-    page = (ROOT / "book" / "api.md").read_text()
-    documented = set(re.findall(r"auto(?:function|class|exception):: (\w+)", page))
-    from normcore import bookkit, lab
-
-    public = {*normcore.__all__, *lab.__all__, *bookkit.__all__} - {"plots", "current_profile"}
-    assert "automodule:: normcore.catapult" in page
-    public -= {"catapult"}
-    assert public <= documented
 
 
 def test_what_pip_installs_brings_the_rows_of_the_scoreboard():

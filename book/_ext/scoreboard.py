@@ -149,37 +149,67 @@ def add_anchors(app, doctree) -> None:
         return
     if path not in chapter_paths(Path(app.srcdir)):
         return
-    waiting = {record.id for record in notebook_records(path)}
-    for cell in list(
-        doctree.findall(
-            lambda node: (
-                isinstance(node, nodes.container) and "cell" in node["classes"]
-            )
-        )
-    ):
-        source = "\n".join(
-            block.astext() for block in cell.findall(nodes.literal_block)
-        )
-        made = {id for id in waiting if _makes(source, id)}
-        waiting -= made
+    cells = [
+        node
+        for node in doctree.findall(nodes.container)
+        if "cell" in node["classes"]
+    ]
+    sources = [
+        "\n".join(block.astext() for block in cell.findall(nodes.literal_block))
+        for cell in cells
+    ]
+    ids = [record.id for record in notebook_records(path)]
+    made = makers(sources, ids)
+    for i, cell in enumerate(cells):
+        own = [id for id, maker in zip(ids, made, strict=True) if maker == i]
         marks = "".join(
-            f'<span class="claim-anchor" id="{anchor(id)}"></span>'
-            for id in sorted(made)
+            f'<span class="claim-anchor" id="{anchor(id)}"></span>' for id in own
         )
         if marks:
             cell.parent.insert(cell.parent.index(cell), _raw(marks))
 
 
-def _makes(source: str, id: str) -> bool:
-    """Whether a cell makes a claim, named in full or by a pattern such as f"E7/{name}-lags"."""
-    if f'"{id}"' in source:
-        return True
-    patterns = re.findall(r'f"([A-Z]\d+/[^"]*\{[^"]*)"', source)
+def makers(sources: list[str], ids: list[str]) -> list[int]:
+    """For each claim, in the order in which they were made, the cell that makes it.
+
+    It names the claim in full, or by a pattern such as f"{row}/{name}-lags"; else a
+    function of an earlier cell makes it beside the claim before.
+    """
+    found, at = [], 0
+    for id in ids:
+        later = range(at, len(sources))
+        named = [i for i in later if f'"{id}"' in sources[i]]
+        at = (named or [i for i in later if _forms(sources[i], id)] or [at])[0]
+        found.append(at)
+    return found
+
+
+def _forms(source: str, id: str) -> bool:
+    """Whether a formatted string of the source can be this id."""
     return any(
-        re.fullmatch(
-            "[a-z0-9-]+".join(map(re.escape, re.split(r"\{[^}]*\}", pattern))), id
-        )
-        for pattern in patterns
+        re.fullmatch("[A-Za-z0-9/-]*".join(re.split(r"\\\{.*?\\\}", text)), id)
+        for text in map(re.escape, re.findall(r'f"([^"\n]*)"', source))
+        if "{" in text
+    )
+
+
+def link_verdicts(app, doctree) -> None:
+    """In a chapter's verdict table, link the row of each check to the scoreboard and its name to its cell."""
+    for node in list(doctree.findall(nodes.raw)):
+        text = node.astext()
+        if '<table class="verdicts">' in text:
+            node.replace_self(_raw(CHECK.sub(_linked, text)))
+
+
+CHECK = re.compile(r"<td><code>([A-Z]\d+)/([a-z0-9-]+)</code></td>")
+
+
+def _linked(found) -> str:
+    """A check with its two links."""
+    row, name = found.groups()
+    return (
+        f'<td><code><a href="scoreboard.html#row-{row}">{row}</a>/'
+        f'<a href="#{anchor(f"{row}/{name}")}">{name}</a></code></td>'
     )
 
 
@@ -188,4 +218,5 @@ def setup(app):
     app.add_directive("score", Score)
     app.add_directive("scoreboard", Scoreboard)
     app.connect("doctree-read", add_anchors)
+    app.connect("doctree-read", link_verdicts)
     return {"parallel_read_safe": True}

@@ -60,7 +60,8 @@ def stand_ins(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                     swapped.append((module, key, p))
                     # not into the dict, beside which recurrent layers keep a list
                     setattr(module, key, twins[p])
-                module._buffers.update(converted(module._buffers, dtype))
+                buffers = {key: None if b is None else b.clone() for key, b in module._buffers.items()}
+                module._buffers.update(converted(buffers, dtype))
             yield
         finally:
             for module, key, p in swapped:
@@ -85,9 +86,9 @@ def _state_kept(model: nn.Module, train: bool | None = None) -> Iterator[None]:
 
 
 def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Nested values with every floating-point or complex tensor changed."""
+    """Nested values with every tensor changed."""
     if isinstance(values, Tensor):
-        return change(values) if values.is_floating_point() or values.is_complex() else values
+        return change(values)
     if isinstance(values, MutableMapping):
         twin = copy.copy(values)  # of the user's own type
         twin.update({key: mapped(value, change) for key, value in values.items()})
@@ -98,11 +99,11 @@ def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def converted(values: Any, dtype: torch.dtype) -> Any:
-    """Nested values in this (real) precision, free of inference mode."""
+    """Nested values, copied where they are of inference mode, with floating-point and complex ones in this precision."""
 
     def change(t: Tensor) -> Tensor:
-        own = t.clone() if t.is_inference() else t
-        return own.to(dtype.to_complex() if t.is_complex() else dtype)
+        t = t.clone() if t.is_inference() else t
+        return t.to(dtype.to_complex() if t.is_complex() else dtype if t.is_floating_point() else t.dtype)
 
     return mapped(values, change)
 
@@ -175,7 +176,7 @@ def flat_output(output: Any) -> Tensor:
 
 def tracked(values: Any) -> Any:
     """Nested values on autograd's tape, though not its leaves: a model may change them in place."""
-    return mapped(values, lambda t: t.detach().requires_grad_().clone())
+    return mapped(values, lambda t: t.detach().requires_grad_().clone() if t.is_floating_point() else t)
 
 
 def call(model: nn.Module, x: Any) -> Any:

@@ -39,7 +39,7 @@ EXACT = 1e-4
 ROWS_A_POINT = 5
 """Equations from one forward pass."""
 
-TINY = np.finfo(float).tiny
+TINY = 1e-100
 
 PENALTY = 1e-5
 """Picks the cheapest of several exact sets; errors of 1e-6 in the rows put 1e-12 into their products, far below."""
@@ -154,8 +154,10 @@ def joint_groups(evaluate: Evaluator, rows: Rows, seed: int) -> list[list[str]]:
         rows = rows.of([name for name in rows.names if name not in itertools.chain(*found)])
         if enough:
             break
-        seed += 1
-        rows = rows if candidates else more_rows(evaluate, rows, seed)
+        more = 0 if candidates else 1.5 * len(rows.radial)  # each search costs time of its own
+        while len(rows.radial) < more and rows.spare(evaluate.eps) < 2:
+            seed += 1
+            rows = more_rows(evaluate, rows, seed)
     return found
 
 

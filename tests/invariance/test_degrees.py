@@ -117,3 +117,10 @@ def test_degrees_of_a_model_in_eval_mode_are_those_of_training():
     layers = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.LayerNorm(8)
     net = nn.Sequential(*layers).double().eval()
     assert nc.norm_input_degrees(net, [[net[0].weight]], INPUTS) == {"1": [1], "3": [0]}
+
+
+def test_a_tensor_twice_or_of_another_model_is_refused():
+    net = Residual()
+    for group in ([net.stem.weight, net.stem.weight], [torch.ones(2)]):
+        with pytest.raises(ValueError, match="groups must hold parameters of the model, each once"):
+            nc.norm_input_degrees(net, [group], INPUTS)

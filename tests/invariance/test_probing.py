@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from normcore.invariance.probing import Evaluator, flat_output, joint_norm, random_like, untouched
+from normcore.invariance.probing import Evaluator, flat_output, stand_ins, tensors_in, untouched
 
 
 def test_untouched_restores_after_an_exception():
@@ -23,21 +23,74 @@ def test_flat_output_gathers_floats_of_any_nesting():
     assert flat_output(output).tolist() == [1.0, 1.0, 0.0]
 
 
+def test_tensors_in_looks_into_no_string():
+    assert tensors_in(["ab", {"x": torch.ones(1)}, 3]) == [torch.ones(1)]
+
+
 def test_evaluator_repeats_its_random_draws_and_moves_back():
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     evaluate = Evaluator(model, torch.ones(4, 3), seed=0)
     base = evaluate()
     assert torch.equal(base, evaluate())
-    zeros = [torch.zeros_like(p) for p in model.parameters()]
-    assert evaluate.at(list(model.parameters()), zeros).abs().max() == 0.0
+    zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    assert evaluate.distance(zeros, 0 * base) == 0.0 < evaluate.distance({}, 0 * base)
     assert torch.equal(base, evaluate())
 
 
-def test_random_like_has_the_norm_and_its_own_generator():
+def test_values_nearby_are_of_natural_size():
+    model = nn.ParameterDict(
+        {"w": torch.ones(3, 4), "zero": torch.zeros(5, 4), "tiny": torch.full((1, 9), 1e-6)}
+    )
+    model |= {"gain": torch.ones(2), "shift": torch.full((6,), 1e-3), "scalar": torch.tensor(0.0)}
     before = torch.get_rng_state()
-    draws = random_like([torch.ones(3), torch.ones(2, 2)], 5.0, seed=1)
-    assert joint_norm(draws) == pytest.approx(5.0, rel=1e-6)
+    values = Evaluator(model, None, 0).nearby(model, 1)
+    sizes = {name: float((values[name] - p.detach()).norm()) for name, p in model.items()}
+    rms = {name: float(v.norm()) / v.numel() ** 0.5 for name, v in values.items()}
+    assert sizes["w"] == pytest.approx(0.2 * 12**0.5) and sizes["gain"] == pytest.approx(0.2 * 2**0.5)
+    assert rms["zero"] == pytest.approx(0.5) and rms["tiny"] == pytest.approx(1 / 3, rel=1e-5)
+    assert [rms["shift"], rms["scalar"]] == pytest.approx([0.5, 0.5])
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Counter(nn.Module):
+    """Adds a buffer that it moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return self.layer(x) + self.count
+
+
+def test_every_evaluation_starts_from_the_same_buffers():
+    model = Counter()
+    evaluate = Evaluator(model, torch.ones(1, 2), 0)
+    base = evaluate()
+    assert torch.equal(base, evaluate()) and float(model.count) == 0.0
+    assert evaluate.rounding(base) < 1e-4
+
+
+def test_stand_ins_leave_the_tensors_alone():
+    model = nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 2), nn.BatchNorm1d(2)).half().eval()
+    model[0].tied = model[0].weight
+    own, versions = dict(model.named_parameters()), [p._version for p in model.parameters()]
+    buffers = dict(model.named_buffers())
+    with pytest.raises(RuntimeError, match="stop"), stand_ins(model, torch.float64):
+        assert model.training and {p.dtype for p in model.parameters()} == {torch.float64}
+        assert model[0].tied is model[0].weight and model[1]._flat_weights[0] is model[1].weight_ih_l0
+        assert (
+            model[2].running_var.dtype == torch.float64 and model[2].num_batches_tracked.dtype == torch.int64
+        )
+        with torch.no_grad():
+            model[0].weight.zero_()
+        raise RuntimeError("stop")
+    assert not model.training and versions == [p._version for p in model.parameters()]
+    assert all(p is own[name] for name, p in model.named_parameters())
+    assert all(b is buffers[name] for name, b in model.named_buffers())
+    assert model[1]._flat_weights[0] is own["1.weight_ih_l0"]
 
 
 def test_a_reassigned_buffer_is_put_back():

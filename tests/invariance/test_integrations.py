@@ -1,0 +1,122 @@
+"""Models of other libraries, small and with random weights; skipped where the library is absent."""
+
+import pytest
+import torch
+from invariance_nets import plain_copy, times_ten
+from torch.nn.functional import cross_entropy
+
+import normcore as nc
+
+X = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(6) % 4
+
+
+def holds(model, x, report, forward=None, bound=1e-6):
+    """The verdicts and groups against multiplying by ten, on a copy with eps next to 0."""
+    oracle = plain_copy(model)
+    run = oracle if forward is None else Called(oracle, forward)
+    prefix = "" if forward is None else "model."
+    for name, v in report.tensors.items():
+        change = times_ten(run, x, {prefix + name: 1})
+        yes = v.verdict.startswith("yes") or v.inert
+        assert v.verdict != "undetermined" or v.inert, name
+        assert change < bound if yes else change > bound, (name, v.verdict, change)
+    for group in report.groups.values():
+        assert times_ten(run, x, {prefix + name: 1 for name in group.names}) < bound
+
+
+class Called(torch.nn.Module):
+    def __init__(self, model, forward):
+        super().__init__()
+        self.model, self.call = model, forward
+
+    def forward(self, x):
+        return self.call(self.model, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
+def test_timm(name):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    options = dict(img_size=32, depth=2, embed_dim=24, num_heads=2) if "vit" in name else {}
+    model = timm.create_model(name, num_classes=4, **options)
+    report = nc.scale_invariance(model, cross_entropy, (X, LABELS))
+    holds(model, X.double(), report)
+    if "resnet" in name:  # zero-initialised residuals and all
+        convolutions = [n for n, p in model.named_parameters() if p.dim() == 4]
+        assert report.invariant == convolutions
+    if "vit" in name:
+        assert any("cls_token" in g.names and "pos_embed" in g.names for g in report.groups.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Qwen3"])
+def test_transformers(name):
+    """A batch as it comes from the tokenizer needs no wrapper."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    small |= dict(tie_word_embeddings=False)
+    small |= {} if name == "GPT2" else dict(intermediate_size=32, num_key_value_heads=2)
+    config = getattr(transformers, f"{name}Config")(**small)
+    model = getattr(transformers, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config)
+    ids = torch.randint(50, (4, 8), generator=torch.Generator().manual_seed(0))
+
+    def loss(logits, labels):
+        return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    report = nc.scale_invariance(model, loss, {"input_ids": ids, "labels": ids})
+    assert sum("embed" in n or "wte" in n for g in report.groups.values() for n in g.names) == 1
+    found = nc.scaling_symmetries(model, {"input_ids": ids})
+    assert found.dimension == len(found.exponents) >= 7
+
+
+@pytest.mark.slow
+def test_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        sample_size=16,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+
+    def forward(model, x):
+        return model(x, torch.arange(len(x))).sample
+
+    x = X[:, :, :16, :16]
+    report = nc.scale_invariance(model, torch.nn.functional.mse_loss, (x, x), forward=forward)
+    holds(model, x.double(), report, forward, bound=1e-4)
+
+
+MEMORY = """
+import resource, torch
+import normcore as nc
+from torch import nn
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layers = [m for _ in range(20) for m in (nn.Linear(16, 16), nn.LayerNorm(16))]
+model, x = nn.Sequential(*layers, nn.Linear(16, 250)), torch.randn(2000, 16)
+loss_fn = lambda out, y: (out - y).square().mean()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+report = nc.scale_invariance(model, loss_fn, (x, torch.zeros(2000, 250)))
+print(len(report.tensors), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_not_outputs_times_tensors():
+    """Half a million outputs and 82 tensors: their product in float64, once, would be 330 MB."""
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    tensors, kilobytes = map(int, done.stdout.split())
+    assert tensors == 82 and kilobytes < 200_000

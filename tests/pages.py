@@ -1,0 +1,247 @@
+"""Open every page of the built book in headless Chromium and name what a reader would stumble over: `make pages`.
+
+python tests/pages.py _build/html    # prints faults; writes _build/pages/index.html, a contact sheet
+
+Each page is opened at 1280 and 390 pixels, light and dark, and as it is printed; `pages.js` looks at it there.
+"""
+
+import base64
+import html
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LOOK = (HERE / "pages.js").read_text(encoding="utf-8")
+TITLES = HERE / "page_titles.txt"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe")
+STATES = {
+    "wide light": (1280, "light", "screen"),
+    "wide dark": (1280, "dark", "screen"),
+    "print": (720, "light", "print"),
+    "phone light": (390, "light", "screen"),
+    "phone dark": (390, "dark", "screen"),
+}
+"""State -> width in pixels, colour scheme, medium."""
+
+TALLEST_API = 15_000
+"""Pixels of an API page at 1280."""
+
+READY = """Promise.resolve(window.MathJax?.startup?.promise)
+  .then(() => Promise.all([...document.images].map((one) => ((one.loading = "eager"), one.decode().catch(() => 0)))))"""
+LOCAL = ("file:", "data:", "blob:", "about:")
+
+
+class Browser:
+    """Headless Chromium with one tab, spoken to through a pipe."""
+
+    def __init__(self):
+        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        theirs_in, self.asks = os.pipe()
+        self.answers, theirs_out = os.pipe()
+
+        def hand_over():
+            """Chromium reads from 3 and writes to 4."""
+            for ours, theirs in ((theirs_in, 3), (theirs_out, 4)):
+                os.dup2(ours, theirs)
+                os.set_inheritable(theirs, True)
+
+        command = [BROWSER, *OPTIONS, f"--user-data-dir={self.profile.name}"]
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, preexec_fn=hand_over, close_fds=False, stderr=quiet)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.kept, self.count, self.session, self.events = b"", 0, {}, []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = {"sessionId": found["sessionId"]}
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        self.process.terminate()
+        self.process.wait(30)
+        os.close(self.asks)
+        os.close(self.answers)
+        self.profile.cleanup()
+
+    def message(self):
+        """The next message; events are kept."""
+        while b"\0" not in self.kept:
+            more = os.read(self.answers, 1 << 20)
+            if not more:
+                raise RuntimeError("the browser has ended")
+            self.kept += more
+        text, self.kept = self.kept.split(b"\0", 1)
+        found = json.loads(text)
+        if "method" in found:
+            self.events.append(found)
+        return found
+
+    def call(self, method, **params):
+        """A command of the DevTools protocol, and its result."""
+        self.count += 1
+        command = {"id": self.count, "method": method, "params": params, **self.session}
+        os.write(self.asks, json.dumps(command).encode() + b"\0")
+        while (answer := self.message()).get("id") != self.count:
+            pass
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    def value(self, script):
+        """What a script on the page gives, or what its promise does."""
+        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(f"{script[:80]}: {found['exceptionDetails']}")
+        return found["result"].get("value")
+
+    def dress(self, width, scheme, medium):
+        """Set width, colour scheme and medium."""
+        size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.call("Emulation.setEmulatedMedia", media=medium, features=[feature])
+
+    def open(self, path):
+        """Load a page to its end, formulas and pictures included."""
+        self.events.clear()
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        while not any(one["method"] == "Page.loadEventFired" for one in self.events):
+            self.message()
+        self.value(READY)
+
+    def press(self, key, code):
+        """A key, pressed and let go."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def picture(self):
+        """The whole page at half its size."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 30_000), "scale": 0.5}
+        options = dict(captureBeyondViewport=True, format="jpeg", quality=60)
+        return base64.b64decode(self.call("Page.captureScreenshot", clip=clip, **options)["data"])
+
+
+def complaints(events):
+    """What the browser itself says of a page: errors of scripts, requests that leave, files that are missing."""
+    asked = {}
+    for event in events:
+        said = event["params"]
+        match event["method"]:
+            case "Runtime.exceptionThrown":
+                details = said["exceptionDetails"]
+                yield f"script: {details.get('exception', {}).get('description', details['text'])}"
+            case "Runtime.consoleAPICalled" if said["type"] in ("error", "warning", "assert"):
+                yield f"console: {' '.join(str(one.get('value')) for one in said['args'])}"
+            case "Network.requestWillBeSent":
+                asked[said["requestId"]] = address = said["request"]["url"]
+                if not address.startswith(LOCAL):
+                    yield f"request: {address}"
+            case "Network.loadingFailed" if asked[said["requestId"]].startswith(LOCAL):
+                yield f"missing: {asked[said['requestId']]}"
+
+
+def unmoved(browser):
+    """The interactive figures that do not answer an arrow key."""
+    names = "[...document.querySelectorAll('[data-figure]')].map((one) => one.dataset.figure)"
+    for name in browser.value(names):
+        host = f"document.querySelector('[data-figure={name}]')"
+        browser.value(f"{host}.querySelector('input[type=range]')?.focus()")
+        before = browser.value(f"{host}.innerText")
+        browser.press("ArrowRight", 39)
+        if browser.value(f"{host}.innerText") == before:
+            yield f"figure: {name} does not move"
+
+
+def inspect(browser, path, pictures=None, states=tuple(STATES)):
+    """State -> faults of a page; what it calls itself; its height by state. Pictures go to paths that begin so."""
+    faults, tall, width_before, seen = {}, {}, None, {}
+    for state in states:
+        width, scheme, medium = STATES[state]
+        browser.dress(width, scheme, medium)
+        said = []
+        if width != width_before and medium == "screen":
+            browser.open(path)
+            said = list(complaints(browser.events))
+        width_before = width
+        if pictures and medium == "screen":
+            Path(f"{pictures}.{state.replace(' ', '-')}.jpg").write_bytes(browser.picture())
+        seen = browser.value(f"(() => {{ {LOOK}\nreturn look({width}, {json.dumps(medium)}); }})()")
+        faults[state], tall[state] = said + seen["faults"], seen["tall"]
+        if state == "wide light":
+            faults[state] += unmoved(browser)
+    return faults, seen["title"], tall
+
+
+def sheet(root, names):
+    """A page with every page in every state, each a link to its picture."""
+    states = [state.replace(" ", "-") for state, (_, _, medium) in STATES.items() if medium == "screen"]
+    rows = "".join(
+        f"<h2>{html.escape(name)}</h2>"
+        + "".join(
+            f'<a href="{name}.{s}.jpg"><img loading="lazy" src="{name}.{s}.jpg" alt="{s}"></a>'
+            for s in states
+        )
+        for name in names
+    )
+    style = (
+        "img{height:420px;width:300px;object-fit:cover;object-position:top;margin:4px;border:1px solid #888}"
+    )
+    (root / "index.html").write_text(
+        f'<!doctype html><meta charset="utf-8"><title>Contact sheet</title><style>{style}</style>{rows}',
+        encoding="utf-8",
+    )
+
+
+def main(root, only=()):
+    """Look at the pages below a folder; 1 where a fault was found."""
+    if BROWSER is None:
+        print("make pages: skipped, it needs chromium or google-chrome")
+        return 0
+    expected = dict(line.split(": ", 1) for line in TITLES.read_text(encoding="utf-8").splitlines())
+    paths = [path for path in sorted(root.rglob("*.html")) if "_static" not in path.parts]
+    paths = [path for path in paths if path != root / "index.html"]  # it leads to the first page
+    names = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
+    names = {path: name for path, name in names.items() if not only or any(one in name for one in only)}
+    pictures, count = root.parent / "pages", 0
+    with Browser() as browser:
+        for path, name in names.items():
+            own = not name.startswith("_modules")
+            (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+            faults, title, tall = (
+                inspect(browser, path, pictures / name)
+                if own
+                else inspect(
+                    browser, path, states=("wide light", "phone dark")
+                )  # a page of code is like another
+            )
+            first = faults["wide light"]
+            if own and title != expected.get(name):
+                first.append(f"title: {title!r} is not that of {TITLES.name}, {expected.get(name)!r}")
+            if name.startswith("book/api/") and tall["wide light"] > TALLEST_API:
+                first.append(f"tall: {tall['wide light']} pixels")
+            found = {fault: [s for s in faults if fault in faults[s]] for s in faults for fault in faults[s]}
+            count += len(found)
+            print(f"{name}: {'ok' if not found else ''}", flush=True)
+            for fault, states in found.items():
+                print(f"  {fault}  [{', '.join(states)}]", flush=True)
+    sheet(pictures, [name for name in names.values() if not name.startswith("_modules")])
+    missing = [] if only else sorted(expected.keys() - set(names.values()))
+    count += len(missing)
+    print(*(f"no page {name}" for name in missing), sep="\n")
+    print(f"{len(names)} pages, {count} faults; contact sheet: {pictures / 'index.html'}")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))

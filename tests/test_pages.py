@@ -1,0 +1,199 @@
+"""`make pages` finds planted faults, and the scripts of the pages do what they say (headless Chromium)."""
+
+import json
+from pathlib import Path
+
+import pages
+import pytest
+
+STATIC = Path(__file__).parent.parent / "book" / "_static"
+ALT = "a picture of nothing at all"
+PAGE = '<!doctype html><html lang="en"><head><meta charset="utf-8">' + (
+    '<meta name="viewport" content="width=device-width"><title>A page</title><style>'
+    "body{font:16px sans-serif;margin:8px} pre{overflow-x:auto} "
+    "@media (prefers-color-scheme:dark){body{background:#111;color:#eee}}"
+    "</style>HEAD</head><body><article>BODY</article></body></html>"
+)
+GOOD = (
+    '<h1>A page</h1><p>Words, <a style="color:inherit" href="#there">a link</a>.</p><p id="there">There.</p>'
+    f'<pre>x = 1</pre><img alt="{ALT}" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" width="9" height="9">'
+    "<details><summary>More</summary><p>folded</p></details>"
+    '<div data-figure="live"><input type="range" oninput="nextElementSibling.textContent = value"><b>50</b></div>'
+)
+LONG = "x" * 400
+FAULTS = {
+    "script": "<script>missing()</script>",
+    "console": "<script>console.error('no')</script>",
+    "request": f'<img src="http://example.org/x.png" alt="{ALT}">',
+    "missing": f'<img src="gone.png" alt="{ALT}">',
+    "sideways": '<div style="width:2000px">wide</div>',
+    "cut code": f'<pre tabindex="0" role="region" aria-label="Code">{LONG}</pre>',
+    "cut": f"<table><tr><td>{LONG}</td></tr></table>",
+    "not reachable": f'<div style="overflow-x:auto">{LONG}</div>',
+    "tab stop": '<mjx-container tabindex="0">x</mjx-container>',
+    "tab order": '<p tabindex="3">first</p>',
+    "alt": '<img alt="x" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" width="9" height="9">',
+    "leads nowhere": '<a style="color:inherit" href="#nowhere">x</a>',
+    "contrast 2.85": '<p style="background:#fff;color:#999">grey</p>',
+    "contrast 1.61": '<details><summary>More</summary><p style="background:#fff;color:#ccc">pale</p></details>',
+    "contrast 2.32": '<p style="background:#fff;color:#000;opacity:0.38">faded</p>',
+    "thin": '<figure><figcaption style="font-weight:300">thin</figcaption></figure>',
+    "titles": "<h1>Another</h1>",
+    "figure": '<div data-figure="dead"><input type="range"></div>',
+}
+
+
+def written(folder, body, head="", name="page"):
+    path = folder / f"{name}.html"
+    path.write_text(PAGE.replace("HEAD", head).replace("BODY", body), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if pages.BROWSER is None:
+        pytest.skip("no chromium or google-chrome")
+    with pages.Browser() as opened:
+        yield opened
+
+
+def kinds(faults):
+    return {fault.split(":")[0] for found in faults.values() for fault in found}
+
+
+@pytest.mark.slow
+def test_a_good_page_has_no_faults(browser, tmp_path):
+    faults, title, tall = pages.inspect(browser, written(tmp_path, GOOD))
+    assert faults == {state: [] for state in pages.STATES}
+    assert title == "A page" and 100 < tall["wide light"] < 900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_planted_fault_is_told_and_no_other(browser, tmp_path, kind):
+    faults, *_ = pages.inspect(browser, written(tmp_path, GOOD + FAULTS[kind]))
+    beside = {"cut": {"sideways"}, "sideways": {"cut"}}.get(kind, set())
+    assert kind in kinds(faults) and kinds(faults) <= {kind, *beside}
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_the_dark_is_told_of_the_dark_alone(browser, tmp_path):
+    faults, *_ = pages.inspect(browser, written(tmp_path, GOOD + '<p style="color:#555">dim</p>'))
+    assert [state for state, found in faults.items() if found] == ["wide dark", "phone dark"]
+
+
+@pytest.mark.slow
+def test_titles_are_compared_and_a_sheet_is_written(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "html"
+    root.mkdir()
+    written(root, GOOD, name="one")
+    monkeypatch.setattr(pages, "TITLES", tmp_path / "titles.txt")
+    pages.TITLES.write_text("one: A page\n")
+    if pages.BROWSER is None:
+        pytest.skip("no chromium or google-chrome")
+    assert pages.main(root) == 0
+    assert "one.phone-dark.jpg" in (tmp_path / "pages" / "index.html").read_text()
+    assert (tmp_path / "pages" / "one.wide-light.jpg").read_bytes()[:2] == b"\xff\xd8"
+    pages.TITLES.write_text("one: Another\ntwo: B\n")
+    assert pages.main(root) == 1
+    said = capsys.readouterr().out
+    assert "'A page' is not that of titles.txt, 'Another'" in said and "no page two" in said
+
+
+def test_without_a_browser_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pages, "BROWSER", None)
+    assert pages.main(tmp_path) == 0 and "skipped" in capsys.readouterr().out
+
+
+# ---- the scripts of the pages
+
+
+def scripted(folder, name, body):
+    link = folder / "_static"
+    link.mkdir()
+    for path in STATIC.glob("*.*s"):
+        (link / path.name).symlink_to(path)
+    head = f'<link rel="stylesheet" href="_static/book.css"><script defer src="_static/{name}.js"></script>'
+    return written(folder, body, head)
+
+
+@pytest.mark.slow
+def test_what_scrolls_is_reached_named_and_fades(browser, tmp_path):
+    body = f"<h1>A page</h1><pre id=wide>{LONG}</pre><pre id=small>x</pre><details><summary>s</summary><pre id=folded>{LONG}</pre></details>"
+    path = scripted(tmp_path, "reading", body)
+    browser.dress(390, "light", "screen")
+    browser.open(path)
+    state = "(id) => ((one) => [one.tabIndex, one.role, one.ariaLabel, one.className])(document.getElementById(id))"
+    later = "new Promise((done) => setTimeout(done, 200))"
+    marked = [0, "region", "Code, scrolls sideways", "more scrolls"]
+    assert browser.value(f"{later}.then(() => ['wide', 'small', 'folded'].map({state}))") == [
+        marked,
+        [-1, None, None, ""],
+        [-1, None, None, ""],
+    ]
+    browser.value(
+        "document.querySelector('details').open = true; document.getElementById('wide').scrollLeft = 1e5"
+    )
+    wide, folded = browser.value(f"{later}.then(() => ['wide', 'folded'].map({state}))")
+    assert wide == [*marked[:3], "scrolls"] and folded == marked
+    assert not any("not reachable" in fault for fault in pages.inspect(browser, path)[0]["phone light"])
+
+
+@pytest.mark.slow
+def test_a_link_shows_what_it_leads_to(browser, tmp_path):
+    body = (
+        '<h1>A page</h1><a class="internal" href="page.html#thm">theorem</a> '
+        '<a class="internal" href="page.html#none">nothing</a> <a href="page.html#thm">no reference</a>'
+    )
+    path = scripted(tmp_path, "previews", body)
+    (tmp_path / "_static" / "previews").mkdir()
+    shown = {
+        "thm": '<p id="thm">Said here, <img src="a.png" alt=""> <a class="headerlink" href="#thm">#</a></p>'
+    }
+    (tmp_path / "_static" / "previews" / "page.js").write_text(f'previews["page"] = {json.dumps(shown)};')
+    browser.dress(1280, "light", "screen")
+    browser.open(path)
+    told = "((box) => (box.hidden ? null : box.innerText.trim()))(document.getElementById('preview'))"
+
+    def after(event, link):
+        act = (
+            f"document.querySelectorAll('a')[{link}].dispatchEvent(new Event('{event}', {{ bubbles: true }}))"
+        )
+        return browser.value(f"{act}, new Promise((done) => setTimeout(() => done({told}), 700))")
+
+    assert browser.value(told) is None
+    assert after("mouseover", 0) == "Said here,"
+    assert browser.value("document.querySelector('#preview img').src").endswith("/a.png")
+    assert browser.value("document.querySelectorAll('#preview [id]').length") == 0
+    assert browser.value("document.querySelector('a').getAttribute('aria-describedby')") == "preview"
+    browser.press("Escape", 27)
+    assert browser.value(told) is None
+    assert after("focusin", 0) == "Said here,"
+    assert after("mouseover", 1) is None and after("mouseover", 2) is None
+    assert list(pages.complaints(browser.events)) == [f"missing: {(tmp_path / 'a.png').as_uri()}"]
+
+
+@pytest.mark.slow
+def test_a_faded_square_of_the_scoreboard_brings_its_row_back(browser, tmp_path):
+    rows = "".join(
+        f'<a class="square" href="#row-{id}">{id}</a><div class="score" id="row-{id}" data-verdict="held">{id}</div>'
+        for id in ("E1", "C1")
+    )
+    menu = '<select data-filter="row"><option value="">all</option><option>C</option></select>'
+    board = f'<h1>A page</h1><div class="board-filter" hidden>{menu}<span role="status"></span></div>{rows}'
+    browser.open(scripted(tmp_path, "scoreboard", board))
+    hidden = "[...document.querySelectorAll('.score')].map((one) => one.hidden)"
+    menu = "((one) => ((one.value = 'C'), one.dispatchEvent(new Event('change'))))(document.querySelector('select'))"
+    assert browser.value(f"{menu}, {hidden}") == [True, False]
+    browser.value("document.querySelectorAll('.square')[1].click()")
+    assert browser.value(hidden) == [True, False]
+    browser.value("document.querySelector('.square').focus()")
+    browser.call(
+        "Input.dispatchKeyEvent",
+        type="keyDown",
+        key="Enter",
+        code="Enter",
+        windowsVirtualKeyCode=13,
+        text="\r",
+    )
+    assert browser.value(f"[...{hidden}, location.hash]") == [False, False, "#row-E1"]
