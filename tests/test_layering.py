@@ -16,19 +16,28 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
 FLOORS = [
     {"checks", "files", "sharded"},
-    {"elementwise", "schedules"},
-    {"invariance", "curvature"},
+    {"schedules", "invariance", "curvature"},
     {"equivalence", "catapult"},
     {"norm_dynamics"},
-    {"doctor"},
-    {"lab"},
+    {"doctor", "lab"},
     {"experiments", "__main__"},
 ]
 """From the ground up; a room may use those below it. `bookkit` stands apart."""
 
 CORE_IMPORTS = {"torch", "numpy", "normcore"}
 LONGEST = 360
-MOST_LINES = 10_900
+GREW = {
+    "ExpLR: the trial, any norm layer, ordinary gradients and weights, guards of copies and loads": 850,
+    "invariance: scaling_symmetries, verdicts without eps, roles, any forward": 610,
+    "curvature: hessian_eigenvalues, hessian_trace, losses that are no means, snapshots under no_grad": 200,
+    "checks: one vocabulary of errors for all rooms": 75,
+    "doctor: diagnose, Diagnosis, and its command": 680,
+    "lab.transformer, the second net of chapter 18": 85,
+    "bookkit.draw: the drawings of Part I and of the front page": 295,
+    "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 490,
+}
+"""What came after the house was built, in lines, each with its need."""
+MOST_LINES = 11_050 + sum(GREW.values())
 ALSO = {
     "Constant": "a schedule with one rate, for those who write their own",
     "EigenResult": "what the curvature functions return",
@@ -135,10 +144,10 @@ def test_every_room_has_its_tests_and_stays_short(path):
 def test_the_package_stays_small():
     files = list(PACKAGE.rglob("*.py"))
     code = [path for path in files if len(path.read_text().splitlines()) > 1]
-    assert len(code) <= 68
+    assert len(code) <= 77
     assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES
     rooms = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
-    assert len(rooms) <= 16
+    assert len(rooms) <= 15  # the doctor and its command came after the 13 of the plan
 
 
 def test_no_module_is_hidden_by_a_name():

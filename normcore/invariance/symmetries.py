@@ -40,7 +40,6 @@ ROWS_A_POINT = 5
 """Equations from one forward pass."""
 
 TINY = 1e-100
-
 PENALTY = 1e-5
 """Picks the cheapest of several exact sets; errors of 1e-6 in the rows put 1e-12 into their products, far below."""
 
@@ -188,8 +187,7 @@ def _sparse_null_vector(gram: Floats, start: int, most: int) -> Floats:
             if (target > 0).all():
                 d[active] = target
                 break
-            # it lies beyond a bound: go towards it until the first part is 0, and let that one go. A part that
-            # stays positive sets no limit: its share of the way is the whole
+            # it lies beyond a bound: go towards it until the first part is 0, and let that one go
             here = d[active]
             shares = np.where(target <= 0, here / np.maximum(here - target, 1e-300), 1.0)
             d[active] = here + shares.min() * (target - here)
@@ -346,9 +344,7 @@ def _integers(rows: Floats) -> list[Integers]:
 
 
 def _sparsest(rows: list[Integers]) -> list[Integers]:
-    """Vectors of the same span, each with sum >= 0, that no sum or difference of two makes sparser, or smaller, or of
-    later tensors (so that the answer depends on no chance).
-    """
+    """Vectors of the same span, sum >= 0, that no sum or difference of two makes sparser, smaller, of later tensors."""
 
     def cost(a: Integers) -> tuple[Any, ...]:
         return np.count_nonzero(a), np.abs(a).sum(), *np.abs(a)

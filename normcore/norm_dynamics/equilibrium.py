@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from normcore.checks import checked, checked_count, require, require_momentum, require_range
-from normcore.elementwise import Number, apply, common, plain
+from normcore.norm_dynamics.elementwise import Number, apply, common, plain
 from normcore.norm_dynamics.rates import intrinsic_lr, look_up
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normcore.checks import checked_choice, require_momentum, require_range
-from normcore.elementwise import Number, common, plain
 from normcore.equivalence.rules import RULES, UpdateRule, rule_of
+from normcore.norm_dynamics.elementwise import Number, common, plain
 from normcore.sharded import is_sharded, norm_over_parts
 
 FAMILIES = {name: RULES[name] for name in ("sgd", "nesterov", "sgdw", "adamw", "degree0")}

@@ -3,7 +3,7 @@
 import math
 
 from normcore.checks import checked_number, require, require_range
-from normcore.elementwise import Number, apply, common, plain, where
+from normcore.norm_dynamics.elementwise import Number, apply, common, plain, where
 from normcore.norm_dynamics.equilibrium import decay_per_step, equilibrium
 from normcore.norm_dynamics.rates import intrinsic_lr, look_up
 
