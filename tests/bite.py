@@ -325,8 +325,8 @@ FAULTS = [
     (
         "a GPU is waited for at every step",
         "lab/training/history.py",
-        'loss.device.type == "cpu" or',
-        "True or",
+        'if loss.device.type == "cpu":',
+        "if True:",
         "lab/training/test_history.py",
     ),
     (

@@ -1,4 +1,6 @@
-"""Tolerances, each with its reason, and comparisons that report."""
+"""Tolerances, each with its reason, comparisons that report, and a device of straw."""
+
+import torch
 
 EXACT = 1e-12
 """Float64 algebra with no long sums: a few hundred roundings of 1e-16."""
@@ -9,3 +11,9 @@ TRAJECTORY = 1e-10
 VISIBLE = 1e-5
 """What a broken assumption must exceed to count as a failure that the test can see: five decades above
 TRAJECTORY."""
+
+
+class Far(torch.Tensor):
+    """A number on a device that is not the processor, as far as it says; `x.as_subclass(Far)` is one."""
+
+    device = torch.device("meta")

@@ -60,18 +60,21 @@ class Recorder:
 
     def note(self, loss: Tensor) -> bool:
         """Take the loss of the next step; whether the run is known to have diverged, at once on a processor."""
+        if loss.device.type == "cpu":
+            return self._keep([float(mean_over_ranks(loss.detach()))])
         self.waiting.append(loss.detach().clone())  # a CUDA graph may write the next one to the same place
-        return (loss.device.type == "cpu" or len(self.waiting) >= MOST_WAITING) and self.diverged()
+        return len(self.waiting) >= MOST_WAITING and self.diverged()
 
     def diverged(self) -> bool:
         """Look at the losses that are still on the device; whether one of all was not finite."""
-        if self.waiting:
-            found = mean_over_ranks(torch.stack(self.waiting)).flatten().tolist()
-            bad = [i for i, loss in enumerate(found) if not math.isfinite(loss)]
-            if bad and self.diverged_at is None:
-                self.diverged_at = len(self.losses) + bad[0]
-            self.losses += found
-            self.waiting = []
+        waiting, self.waiting = self.waiting, []
+        return self._keep(mean_over_ranks(torch.stack(waiting)).flatten().tolist() if waiting else [])
+
+    def _keep(self, losses: list[float]) -> bool:
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad and self.diverged_at is None:
+            self.diverged_at = len(self.losses) + bad[0]
+        self.losses += losses
         return self.diverged_at is not None
 
     def read(self, t: int) -> None:

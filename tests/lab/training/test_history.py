@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import Far
 
 from normcore.lab import mlp, weight_norm
 from normcore.lab.training.history import Recorder
@@ -68,11 +69,10 @@ def test_losses_on_a_device_are_not_read_before_somebody_asks():
 
 def test_a_loss_that_is_overwritten_keeps_its_value():
     recorder, loss = recorder_of(mlp((64, 16, 10))), torch.tensor(1.0)
-    recorder.waiting.append(torch.tensor(3.0))
-    recorder.note(loss)
-    loss.fill_(2.0)
-    recorder.note(loss)
-    assert recorder.losses == [3.0, 1.0, 2.0]
+    for value in (3.0, 1.0, 2.0):
+        loss.fill_(value)
+        recorder.note(loss.as_subclass(Far))
+    assert recorder.losses == [] and not recorder.diverged() and recorder.losses == [3.0, 1.0, 2.0]
 
 
 def test_unknown_probe():
