@@ -66,7 +66,7 @@ def transformer(
     pixels: int = 8,
     classes: int = 10,
     seed: int = 0,
-) -> Transformer:
+) -> nn.Module:
     """Build a pre-norm transformer whose tokens are the rows of a square grey image.
 
     With `qk_norm` each head's queries and keys pass through an RMSNorm of their own, so that the query and key
