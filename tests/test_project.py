@@ -1,6 +1,7 @@
 """The project as a whole: requirements in one place, a light import, honest pages."""
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -84,3 +85,14 @@ def test_an_old_python_is_told_so(tmp_path):
         and "normcore needs Python 3.11 or newer" in result.stderr
         and "3.9" in result.stderr
     )
+
+
+def test_every_planted_fault_still_has_its_place():
+    """`make bite` takes long; that its faults apply, and that their tests exist, is seen at once."""
+    bite = runpy.run_path(str(ROOT / "tests" / "bite.py"), run_name="bite")
+    for name, file, text, replacement, tests in bite["FAULTS"]:
+        found = (ROOT / "normcore" / file).read_text(encoding="utf-8").count(text)
+        assert found == 1, f"{name}: {found} places in {file}"
+        assert text != replacement
+        for test in tests.split():
+            assert (ROOT / "tests" / test.split("::")[0]).exists(), f"{name}: no {test}"
