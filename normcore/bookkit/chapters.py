@@ -28,7 +28,7 @@ Notebook = Any  # nbformat's NotebookNode has no types
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL_METADATA = ("tags", "mystnb")
-LARGEST = 1_500_000
+LARGEST = 2_500_000
 """Bytes of a chapter with its outputs."""
 
 MISSING = """try:
