@@ -95,16 +95,17 @@ function looked(width, medium) {
     const [count, first] = faults.get(key) ?? [0, words];
     faults.set(key, [count + 1, first]);
   };
+  const style = (one) => getComputedStyle(one);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)].filter(shown);
   const wide = (one) => one.scrollWidth > one.clientWidth + 1;
   const article = document.querySelector("article") ?? document.body;
-  const scrolling = (one) => ["auto", "scroll"].includes(getComputedStyle(one).overflowX);
+  const scrolling = (one) => ["auto", "scroll"].includes(style(one).overflowX);
 
   const beyond = document.documentElement.scrollWidth;
   if (beyond > width + 1) {
-    const free = (one) => !one || (getComputedStyle(one).overflowX === "visible" && free(one.parentElement));
-    const out = all("*", article).filter((one) => one.getBoundingClientRect().right > width + 1 && free(one.parentElement));
-    tell("sideways", out.at(-1) ?? document.body, ` ${beyond} > ${width}`);
+    const free = (one) => !one || (style(one).overflowX === "visible" && style(one).position !== "fixed" && free(one.parentElement));
+    const out = all("body *").filter((one) => one.getBoundingClientRect().right > width + 1 && free(one.parentElement));
+    tell("sideways", out.filter((one) => style(one).position !== "fixed").at(-1) ?? document.body, ` ${beyond} > ${width}`);
   }
   if (medium === "print" || width > 1000) {
     for (const one of all("pre", article)) if (wide(one)) tell("cut code", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
@@ -119,6 +120,9 @@ function looked(width, medium) {
       if (one.tabIndex < 0 || !one.role || !one.ariaLabel) tell("not reachable", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
     }
   }
+  for (const one of all("main *:not(mjx-assistive-mml, mjx-assistive-mml *)")) {
+    if (["hidden", "clip"].includes(style(one).overflowX) && wide(one)) tell("cut", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
+  }
   for (const one of all("mjx-container, mjx-container *")) if (one.tabIndex >= 0 && !wide(one)) tell("tab stop", one);
   for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) tell("tab order", one);
   for (const one of all("img:not([alt=''])", article)) if (one.alt.length < 20) tell("alt", one, one.getAttribute("src"));
@@ -131,8 +135,8 @@ function looked(width, medium) {
     const found = ratio(one);
     if (found < needed(one)) tell(`contrast ${found.toFixed(2)}`, one);
   }
-  const plain = getComputedStyle(document.body).fontWeight;
-  for (const one of all("figcaption, figcaption *", article)) if (getComputedStyle(one).fontWeight < plain) tell("thin", one);
+  const plain = style(document.body).fontWeight;
+  for (const one of all("figcaption, figcaption *", article)) if (style(one).fontWeight < plain) tell("thin", one);
   const titles = [...document.querySelectorAll("h1")].filter(shown);
   if (titles.length !== 1 && medium === "screen") tell("titles", document.body, ` ${titles.length} of the first rank`);
   return [...faults].map(([text, [count, first]]) => `${text} "${first}"${count > 1 ? ` (${count} times)` : ""}`);

@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,13 @@ STATES = {
 }
 """State -> width in pixels, colour scheme, medium."""
 
+SOURCE_STATES = ("wide light", "phone dark")
+
 TALLEST_API = 15_000
 """Pixels of an API page at 1280."""
+
+PATIENCE = 120
+"""Seconds to wait for the browser's next word."""
 
 READY = """Promise.resolve(window.MathJax?.startup?.promise)
   .then(() => Promise.all([...document.images].map((one) => ((one.loading = "eager"), one.decode().catch(() => 0)))))"""
@@ -67,7 +73,11 @@ class Browser:
         return self
 
     def __exit__(self, *raised):
-        self.process.terminate()
+        self.close()
+
+    def close(self):
+        """End it."""
+        self.process.kill()
         self.process.wait(30)
         os.close(self.asks)
         os.close(self.answers)
@@ -76,9 +86,10 @@ class Browser:
     def message(self):
         """The next message; events are kept."""
         while b"\0" not in self.kept:
-            more = os.read(self.answers, 1 << 20)
+            heard = select.select([self.answers], [], [], PATIENCE)[0]
+            more = os.read(self.answers, 1 << 20) if heard else b""
             if not more:
-                raise RuntimeError("the browser has ended")
+                raise RuntimeError("the browser has ended" if heard else "the browser is silent")
             self.kept += more
         text, self.kept = self.kept.split(b"\0", 1)
         found = json.loads(text)
@@ -203,44 +214,58 @@ def sheet(root, names):
     )
 
 
+def visit(root, names, pictures):
+    """Each page as (name, faults, title, height); a browser that falls silent is replaced once a page."""
+    browser = None
+    for name in names:
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        source = name.startswith("_modules")  # a page of code is like another, and needs no picture
+        options = dict(states=SOURCE_STATES) if source else dict(pictures=pictures / name)
+        for attempt in (1, 2):
+            try:
+                browser = browser or Browser()
+                yield name, *inspect(browser, root / f"{name}.html", **options)
+                break
+            except (RuntimeError, BrokenPipeError):
+                browser = browser.close()
+                if attempt == 2:
+                    raise
+    if browser:
+        browser.close()
+
+
 def main(root, only=()):
-    """Look at the pages below a folder; 1 where a fault was found."""
+    """Look at the pages below a folder, or at those whose names have one of these words; 1 where a fault was found."""
     if BROWSER is None:
         print("make pages: skipped, it needs chromium or google-chrome")
         return 0
-    expected = dict(line.split(": ", 1) for line in TITLES.read_text(encoding="utf-8").splitlines())
-    paths = [path for path in sorted(root.rglob("*.html")) if "_static" not in path.parts]
-    paths = [path for path in paths if path != root / "index.html"]  # it leads to the first page
-    names = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
-    names = {path: name for path, name in names.items() if not only or any(one in name for one in only)}
+    titles = dict(line.split(": ", 1) for line in TITLES.read_text(encoding="utf-8").splitlines())
+    names = {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.html")}
+    names = sorted(
+        name for name in names if name != "index" and "_static" not in name
+    )  # index leads to the first
+    chosen = [name for name in names if not only or any(word in name for word in only)]
     pictures, count = root.parent / "pages", 0
-    with Browser() as browser:
-        for path, name in names.items():
-            own = not name.startswith("_modules")
-            (pictures / name).parent.mkdir(parents=True, exist_ok=True)
-            faults, title, tall = (
-                inspect(browser, path, pictures / name)
-                if own
-                else inspect(
-                    browser, path, states=("wide light", "phone dark")
-                )  # a page of code is like another
-            )
-            first = faults["wide light"]
-            if own and title != expected.get(name):
-                first.append(f"title: {title!r} is not that of {TITLES.name}, {expected.get(name)!r}")
-            if name.startswith("book/api/") and tall["wide light"] > TALLEST_API:
-                first.append(f"tall: {tall['wide light']} pixels")
-            found = {fault: [s for s in faults if fault in faults[s]] for s in faults for fault in faults[s]}
-            count += len(found)
-            print(f"{name}: {'ok' if not found else ''}", flush=True)
-            for fault, states in found.items():
-                print(f"  {fault}  [{', '.join(states)}]", flush=True)
-    sheet(pictures, [name for name in names.values() if not name.startswith("_modules")])
-    missing = [] if only else sorted(expected.keys() - set(names.values()))
-    count += len(missing)
-    print(*(f"no page {name}" for name in missing), sep="\n")
-    print(f"{len(names)} pages, {count} faults; contact sheet: {pictures / 'index.html'}")
-    return 1 if count else 0
+    for name, faults, title, tall in visit(root, chosen, pictures):
+        if not name.startswith("_modules") and title != titles.get(name):
+            faults["title"] = [f"{title!r} is not that of {TITLES.name}, {titles.get(name)!r}"]
+        if name.startswith("book/api/") and tall["wide light"] > TALLEST_API:
+            faults["height"] = [f"{tall['wide light']} pixels"]
+        told = dict.fromkeys(fault for one in faults.values() for fault in one)
+        found = {fault: [state for state in faults if fault in faults[state]] for fault in told}
+        print(f"{name}: {'ok' if not found else ''}", flush=True)
+        print(
+            *(f"  {fault}  [{', '.join(states)}]\n" for fault, states in found.items()),
+            sep="",
+            end="",
+            flush=True,
+        )
+        count += len(found)
+    sheet(pictures, [name for name in chosen if not name.startswith("_modules")])
+    gone = [] if only else sorted(titles.keys() - set(names))
+    print(*(f"no page {name}" for name in gone), sep="\n")
+    print(f"{len(chosen)} pages, {count + len(gone)} faults; contact sheet: {pictures / 'index.html'}")
+    return 1 if count or gone else 0
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ FAULTS = {
     "leads nowhere": '<a style="color:inherit" href="#nowhere">x</a>',
     "contrast 2.85": '<p style="background:#fff;color:#999">grey</p>',
     "contrast 1.61": '<details><summary>More</summary><p style="background:#fff;color:#ccc">pale</p></details>',
-    "contrast 2.32": '<p style="background:#fff;color:#000;opacity:0.38">faded</p>',
+    "contrast 2.68": '<p style="background:#fff;color:#000;opacity:0.38">faded</p>',
     "thin": '<figure><figcaption style="font-weight:300">thin</figcaption></figure>',
     "titles": "<h1>Another</h1>",
     "figure": '<div data-figure="dead"><input type="range"></div>',
@@ -65,7 +65,7 @@ def kinds(faults):
 def test_a_good_page_has_no_faults(browser, tmp_path):
     faults, title, tall = pages.inspect(browser, written(tmp_path, GOOD))
     assert faults == {state: [] for state in pages.STATES}
-    assert title == "A page" and 100 < tall["wide light"] < 900
+    assert title == "A page" and 100 < tall["wide light"] <= 900
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_link_shows_what_it_leads_to(browser, tmp_path):
     assert browser.value(told) is None
     assert after("focusin", 0) == "Said here,"
     assert after("mouseover", 1) is None and after("mouseover", 2) is None
-    assert list(pages.complaints(browser.events)) == [f"missing: {(tmp_path / 'a.png').as_uri()}"]
+    assert set(pages.complaints(browser.events)) == {f"missing: {(tmp_path / 'a.png').as_uri()}"}
 
 
 @pytest.mark.slow
