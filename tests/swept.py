@@ -4,6 +4,7 @@ Usage: swept.py FOLDER [quick]. Prints the statuses.
 """
 
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -21,6 +22,7 @@ def experiment(i, folder, quick):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     folder = Path(sys.argv[1])
     run = partial(experiment, folder=folder / "begun", quick=folder / "quick")
     result = sweep(run, grid(i=range(8)), folder=folder / "kept", workers=2)

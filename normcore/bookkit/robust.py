@@ -7,6 +7,7 @@ python -m normcore.bookkit.robust collect        writes the file from what has b
 
 import ast
 import concurrent.futures
+import functools
 import hashlib
 import json
 import math
@@ -67,7 +68,11 @@ def kicked(make: Any) -> Any:
     """Wrap a function that makes a net, so that each of its weights moves by one unit in the last place."""
     from normcore.lab import rounding_twin
 
-    return lambda *args, **options: rounding_twin(make(*args, **options))
+    @functools.wraps(make)
+    def made(*args: Any, **options: Any) -> Any:
+        return rounding_twin(make(*args, **options))
+
+    return made
 
 
 class _BareClaims(ast.NodeTransformer):
