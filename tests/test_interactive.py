@@ -385,7 +385,7 @@ def browsed(folder, extra=""):
     page = (
         f'<!doctype html><html><head><meta charset="utf-8">{LOCAL}<script>{DRIVER}</script>'
         f'<link rel="stylesheet" href="../_static/book.css"><script defer src="../_static/scoreboard.js"></script>'
-        f"</head><body>{body}{extra}{_map(board)}{_filter(board)}{rows}</body></html>"
+        f"</head><body>{body}{extra}{_map(board, '')}{_filter(board)}{rows}</body></html>"
     )
     (folder / "book" / "page.html").write_text(page, encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"]
