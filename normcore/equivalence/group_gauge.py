@@ -4,6 +4,7 @@ The weights in the group are theta~ = theta / x. Below, `x` is the scale relativ
 one is x * 2^-doublings.
 """
 
+import functools
 import math
 import weakref
 from typing import Any, NamedTuple
@@ -101,6 +102,7 @@ class GroupGauge:
         self._plan: Plan | None = None
         self._saved: dict[str, Any] = {}
         self._grads: list[tuple[Tensor, Tensor]] = []
+        self._arrived: dict[Tensor, Tensor] = {}
         self._hooks: list[RemovableHandle] | None = None
         self.load(self.group.get(RECORD, {}))
 
@@ -111,12 +113,17 @@ class GroupGauge:
             GAUGE_OF[id(p)] = self
             if not is_sharded(p):
                 frozen = not p.requires_grad
-                self._hooks.append(p.requires_grad_().register_hook(self._ordinary))
+                self._hooks.append(p.requires_grad_().register_hook(functools.partial(self._arrive, p)))
                 p.requires_grad_(not frozen)
         self.record()
 
-    def _ordinary(self, grad: Tensor) -> Tensor:
-        return grad if self.x == 1.0 else grad / self.x
+    def _arrive(self, param: Tensor, grad: Tensor) -> Tensor:
+        """Pass a gradient on in ordinary units; coupled rules will want it as it came."""
+        if self.x == 1.0:
+            return grad
+        if not self.rule.decoupled and not grad.is_sparse:
+            self._arrived[param] = grad.detach()
+        return grad / self.x
 
     def unhook(self) -> None:
         """Leave the group as any other."""
@@ -222,7 +229,10 @@ class GroupGauge:
 
     @torch.no_grad()
     def _convert_gradients(self, params: list[Tensor]) -> None:
-        """Give the optimizer the gradients in its own units; those of the user are kept aside, bit for bit."""
+        """Give the optimizer the gradients in its own units; those of the user are kept aside.
+
+        What nobody has changed since it came is given as it came, bit for bit.
+        """
         coupled = not self.rule.decoupled
         others = [p for p in params if is_sharded(p) != coupled] if self.x != 1.0 else []
         self._grads = [(p, p.grad) for p in others if p.grad is not None]
@@ -230,7 +240,9 @@ class GroupGauge:
         for rows in alike(grads):
             converted = torch._foreach_mul([grads[i] for i in rows], self.x if coupled else 1.0 / self.x)
             for i, grad in zip(rows, converted, strict=True):
-                self._grads[i][0].grad = grad
+                param, came = self._grads[i][0], self._arrived.get(self._grads[i][0])
+                param.grad = grad if came is None else torch.where(grads[i] == came / self.x, came, grad)
+        self._arrived = {}
 
     def _restore(self) -> None:
         """Give hyper-parameters and gradients back as they were before the step."""

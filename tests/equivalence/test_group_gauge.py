@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from nets import batches, groups, net, step
 from torch.optim import SGD
 
+import normcore as nc
 from normcore.equivalence.group_gauge import GroupGauge, scale_buffers, shift_buffer
 
 
@@ -92,3 +94,24 @@ def test_nesterov_needs_a_smaller_decay():
         match=r"weight_decay must keep lr\*weight_decay\*\(1\+momentum\) < 1, got lr=0.1, weight_decay=7.0",
     ):
         gauge.plan()
+
+
+def test_gradients_that_nobody_touches_reach_the_optimizer_bit_for_bit():
+    """The run without weight decay is stock SGD at the gauge's rates, to the last bit, in float32 too."""
+    runs = []
+    for attached in (True, False):
+        model = net("layer", dtype=torch.float32, eps=0.0)
+        optimizer = SGD(groups(model), lr=0.1, momentum=0.9, weight_decay=0.02 if attached else 0.0)
+        clock = GroupGauge(SGD(groups(net()), lr=0.1, momentum=0.9, weight_decay=0.02), 0)
+        if attached:
+            nc.ExpLR(optimizer, model, rebase=False)
+        for batch in batches(20, dtype=torch.float32):
+            plan = clock.plan()
+            if not attached:
+                optimizer.param_groups[0]["lr"] = plan.lr
+            step(model, optimizer, batch)
+            clock.enter(plan), clock.leave()
+        runs.append([model[i].weight.detach() for i in (0, 3)])
+    assert clock.x < 0.9
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
