@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from normcore.checks import columns
@@ -182,9 +181,10 @@ class GroupGauge:
             raise OverflowError(
                 f"the exponential rate leaves the float range at log x_t = {self.log_scale:.4g}; use rebase=True"
             )
-        log_lr = math.log(lr * step.rate_gain) if lr > 0 else -math.inf
-        log_lr -= (rule.degree + 1) * self.log_scale + math.log1p(-step.decrease)
-        return Plan(step, ratio, lr * step.rate_gain / product, log_lr)
+        rate = lr * step.rate_gain / product
+        powers = rule.degree - (not rule.decoupled)  # of x_t that the optimizer's own rate lacks
+        log_lr = (math.log(rate) if rate > 0 else -math.inf) - powers * math.log(self.x)
+        return Plan(step, ratio, rate, log_lr + (rule.degree + 1) * self.doublings * math.log(2.0))
 
     def _dampening(self, momentum: float) -> float:
         """The dampening of the coming step, 0 while torch creates the buffers; refuse what the gauge does not follow."""
@@ -349,21 +349,3 @@ class GroupGauge:
 def is_moved(state: dict[str, Any]) -> bool:
     """Whether a gauge with these numbers has other weights or buffers than the run with weight decay."""
     return bool(state["x"] != 1.0 or state["ratio"] != 0.0)
-
-
-def _refuse_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Raise where a step would take converted weights for ordinary ones: in a copy that no ExpLR is attached to."""
-    for group in optimizer.param_groups:
-        gauge = GAUGE_OF.get(id(group["params"][0])) if RECORD in group else None
-        if (
-            RECORD in group
-            and is_moved(group[RECORD])
-            and (gauge is None or gauge.optimizer is not optimizer)
-        ):
-            raise ValueError(
-                "optimizer must have an ExpLR attached, got one with weights that ExpLR has converted (a copy, or loaded): "
-                "attach ExpLR(optimizer, model), which goes on from there, and detach() it for weight decay"
-            )
-
-
-register_optimizer_step_pre_hook(_refuse_copies)

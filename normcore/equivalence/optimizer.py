@@ -37,8 +37,11 @@ class ExpLR:
     the outputs must stay the same up to rounding. Give the model that is trained, or whatever wraps it.
 
     Gradients are in ordinary units wherever they can be seen (`param.grad`, clipping, GradScaler, logs); one that you
-    write into `param.grad` yourself must be, too. Weights are not: read or move them (averages, SAM, AGC, a saved
-    model that others shall load) within `ordinary_weights()`.
+    write into `param.grad` yourself must be, too. (Until the step SGD's are kept a second time, as they came.) Weights
+    are not: read or move them (averages, SAM, AGC, a saved model that others shall load) within `ordinary_weights()`.
+
+    The gauge travels in the optimizer's state (`group["exp_lr"]`): who saves and loads model and optimizer together
+    goes on exactly, and an optimizer with converted weights refuses to step without an ExpLR.
 
     Under DDP and FSDP2 (`fully_shard`) attach it after wrapping, in all processes; the run is the one of a
     single process. Names in its state are those of the `model` given. Gradients of sharded weights reach no hook: clip

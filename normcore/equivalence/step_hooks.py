@@ -1,4 +1,4 @@
-"""Two moments of an optimizer's step: right before it updates the weights, and after."""
+"""Two moments of an optimizer's step, right before it updates the weights and after; and a step that must not be taken."""
 
 import functools
 import types
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, is_moved
 
 
 class StepHooks:
@@ -82,3 +85,21 @@ class StepHooks:
         if getattr(vars(self.optimizer).get("step"), "__func__", None) is self._guarded:
             del self.optimizer.step
             vars(self.optimizer).update({} if self._step is None else {"step": self._step})
+
+
+def _refuse_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Raise where a step would take converted weights for ordinary ones: in a copy that no ExpLR is attached to."""
+    for group in optimizer.param_groups:
+        gauge = GAUGE_OF.get(id(group["params"][0])) if RECORD in group else None
+        if (
+            RECORD in group
+            and is_moved(group[RECORD])
+            and (gauge is None or gauge.optimizer is not optimizer)
+        ):
+            raise ValueError(
+                "optimizer must have an ExpLR attached, got one with weights that ExpLR has converted (a copy, or loaded): "
+                "attach ExpLR(optimizer, model), which goes on from there, and detach() it for weight decay"
+            )
+
+
+register_optimizer_step_pre_hook(_refuse_copies)

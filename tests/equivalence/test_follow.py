@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import VISIBLE
 from nets import logit_gap, pair
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
 import normcore as nc
 
@@ -36,6 +36,14 @@ def test_control_another_weight_decay():
 
 def test_nesterov_gains():
     assert gap_along(nc.equivalent_schedule(0.1, 1e-2, 0.9, nesterov=True, steps=STEPS), nesterov=True) < GAP
+
+
+def test_the_moments_of_adamw():
+    """Its second moment takes the gains squared; eps, which follow leaves to the user, is as good as 0 here."""
+    schedule = nc.equivalent_schedule(0.01, 0.3, decoupled=True, degree=0, steps=STEPS)
+    make = lambda g: AdamW(g, lr=0.01, weight_decay=0.3, eps=1e-300)  # noqa: E731
+    models, optimizers = pair(make, norm="layer", eps=0.0)
+    assert logit_gap(models, optimizers, STEPS, each=lambda t, o: nc.follow(o[1], schedule, t)) < GAP
 
 
 def test_step_out_of_range():

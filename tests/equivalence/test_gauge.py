@@ -49,6 +49,12 @@ def test_growth_factor_at_the_standard_values():
     assert growth_factor(0.1, 5e-4) == 1 - 5e-5
 
 
+def test_growth_factor_exists_up_to_the_critical_point():
+    assert growth_factor(0.5, 0.5, 0.25) == pytest.approx(0.5, rel=EXACT)  # a double root
+    with pytest.raises(ValueError, match="beyond it the roots are complex"):
+        growth_factor(0.5, 0.5000001, 0.25)
+
+
 @given(st.floats(1e-3, 0.3), st.floats(1e-3, 0.3), st.floats(0.1, 0.95))
 def test_stationary_ratio_is_a_fixed_point(lr, fraction, momentum):
     weight_decay = 0.9 * fraction * (1 - math.sqrt(momentum)) ** 2 / lr

@@ -350,6 +350,35 @@ def test_log_scale_and_log_lr_follow_the_schedule():
         exp_lr.log_lr(1)
 
 
+def test_a_rate_of_zero():
+    models, optimizers = pair(OPTIMIZERS["momentum"])
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 5)
+    scale = exp_lr.log_scale()
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = 0.0
+    assert logit_gap(models, optimizers, 5, skip=5) < GAP
+    assert exp_lr.log_lr() == -math.inf and exp_lr.log_scale() == scale
+
+
+def test_a_state_saved_with_the_model_is_taken_without_it_and_the_reverse():
+    models, optimizers = pair(OPTIMIZERS["sgd"], norm="layer", eps=0.0)
+    with_model, without = nc.ExpLR(optimizers[0], models[0]), nc.ExpLR(optimizers[1])
+    step(models[0], optimizers[0], next(batches(1)))
+    state = with_model.state_dict()
+    without.load_state_dict(state)
+    assert without.scale() == with_model.scale() < 1.0 and without.state_dict()["norms"] is None
+    with_model.load_state_dict(without.state_dict())
+    assert with_model.state_dict() == state
+
+
+def test_ordinary_gradients_where_there_is_none():
+    model = net()
+    exp_lr = nc.ExpLR(OPTIMIZERS["sgd"](groups(model)), model)
+    with exp_lr.ordinary_gradients():
+        assert all(p.grad is None for p in model.parameters())
+
+
 def test_follow_runs_a_computed_schedule():
     models, optimizers = pair(OPTIMIZERS["nesterov"], norm="layer", eps=0.0)
     schedule = nc.equivalent_schedule(0.1, 1e-2, 0.9, nesterov=True, steps=STEPS)

@@ -10,6 +10,7 @@ import numpy as np
 import own_norms
 import pytest
 import torch
+import torch.utils.checkpoint
 from helpers import VISIBLE
 from nets import CLASSES, DIM, WIDTH, batches, eval_gap, groups, logit_gap, net, pair, step
 from torch import nn
@@ -443,6 +444,70 @@ def test_under_autocast():
             optimizer.step()
         runs.append((output.detach().float(), model[1].eps))
     assert float((runs[0][0] - runs[1][0]).abs().max()) < 0.05 and runs[1][1] > 1.001e-2
+
+
+def test_activation_checkpointing():
+    class Saving(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            x = torch.utils.checkpoint.checkpoint(self.inner[:3], x, use_reentrant=False)
+            return self.inner[3:](x)
+
+    models, optimizers = pair(MAKE["sgd"], norm="layer", eps=1e-2)
+    models = [models[0], Saving(models[1])]
+    nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 30) < GAP
+
+
+def test_complex_weights():
+    class Turned(nn.Module):
+        """A complex layer in front of a norm."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight = nn.Parameter(torch.randn(WIDTH // 2, DIM, dtype=torch.complex128))
+            self.norm, self.head = nn.LayerNorm(WIDTH, eps=1e-2), nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x):
+            z = torch.view_as_real(x.to(torch.complex128) @ self.weight.T)
+            return self.head(self.norm(z.flatten(1)))
+
+    models, optimizers = [Turned().double(), Turned().double()], []
+    for model in models:
+        rest = [*model.norm.parameters(), *model.head.parameters()]
+        optimizers.append(
+            SGD([{"params": [model.weight], "scale_invariant": True}, {"params": rest}], **HARD)
+        )
+    nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 30) < GAP
+    assert models[1].norm.eps > 1.01e-2
+
+
+def test_an_embedding_that_clips_its_own_rows_is_refused():
+    model = nn.Sequential(
+        nn.Embedding(5, WIDTH, max_norm=1.0), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+    )
+    nc.ExpLR(SGD([{"params": [model[0].weight], "scale_invariant": True}], **HARD), model)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(
+        ValueError, match="must compute the same when the weights of tagged group 0 are halved"
+    ):
+        model(torch.arange(5))
+    assert torch.equal(model[0].weight, before)
+
+
+def test_statistics_that_are_computed_anew():
+    models, optimizers = pair(MAKE["sgd"], eps=1e-2)
+    nc.ExpLR(optimizers[1], models[1])
+    logit_gap(models, optimizers, 20)
+    for model in models:
+        torch.optim.swa_utils.update_bn([x for x, _ in batches(10, seed=6)], model)
+    assert eval_gap(models) < GAP
+    assert logit_gap(models, optimizers, 20, skip=20) < GAP
 
 
 # ---------------------------------------------------------------- attached twice: 01, A3

@@ -125,3 +125,8 @@ def test_a_growing_rate_is_constant_weight_decay():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_exponential_lr_refuses_a_negative_weight_decay():
+    with pytest.raises(ValueError, match=r"lr\*weight_decay must lie in \[0,"):
+        nc.exponential_lr(0.1, -0.1, steps=3)

@@ -14,6 +14,8 @@ def test_maps_take_tensors_and_a_missing_buffer():
     back, original_buffer = schedule.from_wd_free(moved, buffer, 4)
     torch.testing.assert_close(back, theta, rtol=1e-15, atol=0)
     assert float(original_buffer.abs().max()) < 1e-16
+    without, zero = schedule.from_wd_free(moved, None, 4), schedule.from_wd_free(moved, torch.zeros(3, 2), 4)
+    assert all(torch.equal(a, b) for a, b in zip(without, zero, strict=True))
 
 
 def test_lr_and_shift_are_the_exponentials():
