@@ -487,6 +487,20 @@ def test_complex_weights():
     assert models[1].norm.eps > 1.01e-2
 
 
+def test_weights_that_normalize_themselves():
+    """No layer shows their scale: that they take part in the pass is seen by drawing them anew."""
+    models, optimizers = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layer = nn.utils.parametrizations.weight_norm(nn.Linear(DIM, WIDTH))
+        models.append(nn.Sequential(layer, nn.Tanh(), nn.Linear(WIDTH, CLASSES)).double())
+        tagged = layer.parametrizations.weight.original1
+        rest = [p for p in models[-1].parameters() if p is not tagged]
+        optimizers.append(SGD([{"params": [tagged], "scale_invariant": True}, {"params": rest}], **HARD))
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 40) < GAP and exp_lr.scale() < 1.0
+
+
 def test_an_embedding_that_clips_its_own_rows_is_refused():
     model = nn.Sequential(
         nn.Embedding(5, WIDTH, max_norm=1.0), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
