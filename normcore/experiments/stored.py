@@ -171,6 +171,8 @@ def add_run(
         "records": {name: [_number(v) for v in np.ravel(values)] for name, values in records.items()},
     }
     with _alone_in(path.parent):
+        for part in path.parent.glob(f".{path.name}.*.part"):
+            part.unlink()  # of a process that was killed as it wrote: nobody else is here
         before = load(path)
         if before is not None and before.settings != settings:
             names = {*before.settings, *settings}

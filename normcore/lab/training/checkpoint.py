@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from normcore.lab.training.processes import from_main, is_main
 FILE = "run.pt"
 DIGEST = 32
 """Bytes of SHA-256 behind what torch writes."""
+OLD = 3600.0
+"""Seconds after which nobody is still writing a file."""
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
@@ -107,6 +110,9 @@ class RunState:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(f"checkpoint must be a folder that can be written, got {str(folder)!r}")
+            for part in self.folder.glob(f".{FILE}.*.part"):  # of processes that were killed as they saved
+                if time.time() - part.stat().st_mtime > OLD:
+                    part.unlink(missing_ok=True)
         model, optimizer = parts["model"], parts["optimizer"]
         own = {
             "parts": repr(sorted(self.parts)),

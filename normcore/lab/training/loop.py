@@ -7,6 +7,7 @@ fast is measured by a twin, the same run started one rounding error away.
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def train(
     if checkpoint is not None:
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "exp_lr": exp_lr}
         others = {
-            "schedule": None if schedule is None else schedule.log_lr,
+            "schedule": {f.name: getattr(schedule, f.name) for f in fields(schedule)} if schedule else None,
             "loss_fn": loss_fn,
             "before_step": getattr(before_step, "__code__", None),
             "autocast": autocast,

@@ -72,7 +72,8 @@ def _gather(attempt: Any, todo: Mapping[int, Cell], workers: int | None, done: A
     """All results. Where a worker is killed joblib gives up all; each half goes on alone, down to the cell that kills."""
     found: dict[int, CellResult] = {}
     try:  # workers of a sweep that is killed end with their cell, and not minutes later
-        run = Parallel(n_jobs=workers, return_as="generator_unordered", idle_worker_timeout=10)
+        options: Any = {"return_as": "generator_unordered", "batch_size": 1, "idle_worker_timeout": 10}
+        run = Parallel(n_jobs=workers, **options)
         for index, result in run(delayed(attempt)(i, cell) for i, cell in todo.items()):
             found[index] = result
             done()

@@ -1,6 +1,8 @@
 """A killed run resumes to the same bits; a run of another kind is not continued."""
 
 import os
+import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -96,6 +98,7 @@ LOSSES = [
 ]
 COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=100)
 BY_LAMBDA = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda t: 0.99**t)
+GROWING = nc.equivalent_schedule(0.1, 1e-2, 0.9, steps=40)
 OTHERS = [
     ({}, {"seed": 1}, "starting weights"),
     ({}, {"lr": 0.2}, "lr of group 0 0.1 instead of 0.2"),
@@ -103,7 +106,8 @@ OTHERS = [
     ({}, {"batches": [*BATCHES[:1], *DATA.batches(40, 16, seed=1)[1:]]}, "batch 1 .*batch 2"),
     ({}, {"probes": {}}, "probes"),
     ({"probes": {"n": weight_norm}}, {"probes": {"n": lambda net: 2 * weight_norm(net)}}, "probes"),
-    ({}, {"schedule": nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=40)}, "schedule"),
+    ({}, {"schedule": GROWING}, "schedule"),
+    ({"schedule": GROWING}, {"schedule": replace(GROWING, corrections={})}, "schedule"),
     *[({}, {"loss_fn": loss}, "loss_fn") for loss in LOSSES],
     ({}, {"autocast": torch.bfloat16}, "autocast None instead of torch.bfloat16"),
     ({}, {"every": 5}, "every 6 instead of 5"),
@@ -174,6 +178,15 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(tmp_path
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
     with pytest.raises(PermissionError, match="checkpoint must be a folder that can be written, got"):
         go(tmp_path / "locked", interrupt_at=0)
+
+
+def test_what_a_kill_in_the_middle_of_a_save_left_is_cleared_away(tmp_path):
+    old, new = (tmp_path / f".run.pt.{pid}.part" for pid in (1, 2))
+    for part, age in ((old, 7200), (new, 0)):
+        part.touch()
+        os.utime(part, (time.time() - age,) * 2)
+    go(tmp_path)
+    assert not old.exists() and new.exists()  # somebody may still be writing the new one
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
