@@ -98,7 +98,7 @@ LOSSES = [
 ]
 COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=100)
 BY_LAMBDA = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda t: 0.99**t)
-GROWING = nc.equivalent_schedule(0.1, 1e-2, 0.9, steps=40)
+GROWING = nc.exponential_lr(0.1, 1e-2, 0.9, steps=40)
 OTHERS = [
     ({}, {"seed": 1}, "starting weights"),
     ({}, {"lr": 0.2}, "lr of group 0 0.1 instead of 0.2"),
