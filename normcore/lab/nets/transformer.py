@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from normcore.checks import checked_count
+from normcore.lab.nets.layers import seeded
 
 
 class Attention(nn.Module):
@@ -96,6 +97,5 @@ def transformer(
         checked_count(name, count)
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads={heads}, got {dim!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return Transformer(dim, blocks, heads, qk_norm, pixels, classes)

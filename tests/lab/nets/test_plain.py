@@ -10,6 +10,7 @@ from torch import nn
 
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.resnets import preresnet, resnet
+from normcore.lab.nets.transformer import transformer
 
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SIGNALS = torch.randn(12, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -139,7 +140,7 @@ def test_the_seed_makes_the_net_and_moves_nothing_else():
     assert torch.equal(before, torch.get_rng_state())
 
 
-MAKERS = [lambda: mlp((64, 16, 10)), cnn, lambda: cnn1d(head="etf"), preresnet, resnet]
+MAKERS = [lambda: mlp((64, 16, 10)), cnn, lambda: cnn1d(head="etf"), preresnet, resnet, transformer]
 
 
 @pytest.mark.parametrize("make", MAKERS)
