@@ -18,6 +18,7 @@ EQUIVALENCE = "equivalence/test_schedule.py equivalence/test_theorems.py equival
 EXP_LR = "equivalence/test_optimizer.py equivalence/test_group_gauge.py equivalence/test_norm_layers.py"
 PRACTICE = "equivalence/test_practice.py::"
 INVARIANCE = "invariance/test_probing.py invariance/test_degrees.py invariance/test_report.py"
+SYMMETRIES = "invariance/test_symmetries.py"
 FAULTS = [
     (
         "exponent wrong by one",
@@ -229,6 +230,48 @@ FAULTS = [
         "untouched(model, train=True)",
         "untouched(model, train=False)",
         INVARIANCE,
+    ),
+    (
+        "tied weights come apart",
+        "invariance/probing.py",
+        "if p not in twins:",
+        "if True:",
+        INVARIANCE,
+    ),
+    (
+        "a state that is no buffer goes unnoticed",
+        "invariance/probing.py",
+        "if change > bound and self.distance({}, base) > bound:",
+        "if False:",
+        INVARIANCE,
+    ),
+    (
+        "a literal eps stays",
+        "invariance/degrees.py",
+        'bound.arguments["eps"] = NO_EPS',
+        "pass",
+        SYMMETRIES,
+    ),
+    (
+        "one point for all equations",
+        "invariance/symmetries.py",
+        "min(count, max(1, sum(output.numel() for output in live) // 2))",
+        "99",
+        SYMMETRIES,
+    ),
+    (
+        "a symmetry is not verified",
+        "invariance/symmetries.py",
+        "if _verified(evaluate, a, rows, base, floor)",
+        "if True",
+        SYMMETRIES,
+    ),
+    (
+        "embeddings decay",
+        "invariance/groups.py",
+        'NO_DECAY = ("elementwise", "table")',
+        'NO_DECAY = ("elementwise",)',
+        "invariance/test_groups.py",
     ),
     ("gradients are not given back", "invariance/probing.py", "parameter.grad = grad", "pass", INVARIANCE),
     (

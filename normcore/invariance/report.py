@@ -2,7 +2,7 @@
 
 W is scale-invariant when multiplying it by any c > 0 leaves the model's function as it is. Defect: the derivative of
 the outputs along W, over what it is along a random direction of length |W|. It is 0 for an invariant tensor, of order
-1 for any other, whatever the shapes, and 1e-7 to 1e-2 when the eps of a norm layer blurs it.
+1 for any other, whatever the shapes, and 1e-7 to 1e-2 when the eps of a norm layer blurs it: then what doubling W does.
 """
 
 import math
@@ -42,6 +42,9 @@ NO = 2e-2
 BLUR = 1e-2
 """Where eps makes the defect larger than this, the answer is "yes but for eps"."""
 
+DOUBLING = 3 / 8
+"""Of the derivative along W that is due to eps: scaled by c it falls as 1/c^2, and up to c = 2 makes up this much."""
+
 FLOOR = 10.0
 """Effects below this many roundings are none in float64; in less they are looked at again in float64."""
 
@@ -52,7 +55,7 @@ class TensorVerdict:
 
     Attributes:
         verdict: "yes"; "yes but for eps", with which the defect is above 1e-2; "no"; "undetermined".
-        defect: where the model stands, with its own eps; where the tensor has no effect there, at points nearby.
+        defect: the larger of `exact` and of what doubling the tensor does where the model stands, through its own eps.
         cosine: of the loss's gradient and the tensor, where the model stands; NaN if there is no gradient.
         inert: no value of it matters in train mode, like that of a bias in front of a BatchNorm.
         exact: the defect at points nearby with every eps as good as 0, which decides.
@@ -120,7 +123,7 @@ def scale_invariance(
 ) -> InvarianceReport:
     """Test every trainable tensor, and groups of tensors, for scale invariance.
 
-    Four reverse passes decide on all tensors: with the loss's and with a random cotangent, where the model stands and
+    Four reverse passes decide on all tensors, with the loss's and with random cotangents, where the model stands and
     at two points nearby, where tiny tensors (fresh biases, zero-initialised gains) have values of natural size and
     every eps is as good as 0. What float32 leaves open is decided in float64, and what is invariant is confirmed
     by scaling it. Runs in train mode (modules that a training model has in eval mode stay there), on
@@ -195,10 +198,11 @@ def scale_invariance(
     cosines = here.radial[0] / np.where(here.size[0] > floor, here.size[0], math.nan) / roots
 
     def worded(group: tuple[str, ...]) -> tuple[str, float, float]:
-        """The verdict, the larger of the defects with and without eps, and the latter."""
+        """The verdict, the larger of the defects without and with eps, and the former."""
         state, exact = found[group]
-        resolved = here.effect(group) > FLOOR * floor  # the former to a percent
-        defect = max(here.defect(group), 0.0 if math.isnan(exact) else exact) if resolved else exact
+        defect = max(0.0 if math.isnan(exact) else exact, DOUBLING * here.defect(group))
+        if here.effect(group) < FLOOR * floor:  # the latter is not known to a percent
+            defect = exact
         blurred = state == "yes" and defect > BLUR
         return {"inert": "undetermined"}.get(state, "yes but for eps" if blurred else state), defect, exact
 
