@@ -225,6 +225,13 @@ FAULTS = [
         INVARIANCE,
     ),
     (
+        "tested where it stands only",
+        "invariance/report.py",
+        "points = evaluate.nearby(names, seed)",
+        "points = 2 * ({name: t.detach().clone() for name, t in evaluate.tensors.items()},)",
+        INVARIANCE,
+    ),
+    (
         "tested in eval mode",
         "invariance/degrees.py",
         "untouched(model, train=True)",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normcore.sharded import is_sharded
 
 Forward = Callable[[nn.Module, Any], Any]
+Loss = Callable[[Any], Tensor]
 
 NATURAL = 0.5
 """Root mean square of a shift or gain at a moved point, if it has less: a tiny one hides, as 0 does."""
@@ -233,22 +234,26 @@ class Evaluator:
         with self.moved(values):
             return float((self() - base).norm())
 
-    def nearby(self, names: Iterable[str], seed: int) -> dict[str, Tensor]:
-        """Values nearby: weights moved by a fifth of their size; what is tiny (shifts, gains, zeros) is drawn anew."""
-        values = {}
+    def nearby(self, names: Iterable[str], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Two mirror images: weights of natural size at least, moved by a fifth; small shifts and gains drawn anew.
+
+        What is true at every point shows best where each tensor has an effect: at 0 or next to it one hides others.
+        """
+        first, second = {}, {}
         for i, name in enumerate(names):
             p = self.tensors[name].detach()
             root = max(1, p.numel()) ** 0.5
             rms, natural = float(p.norm()) / root, NATURAL if p.dim() <= 1 else p.shape[0] ** 0.5 / root
             hides = rms < natural * (1.0 if p.dim() <= 1 else 1e-2)
+            centre = p * (0.0 if hides else max(1.0, natural / rms))
             draw = torch.randn(
                 p.shape, generator=torch.Generator().manual_seed(1000 + seed + i), dtype=p.dtype
             )
-            draw = draw.to(p) * (
-                (natural if hides else 0.2 * rms) * root / float(draw.norm().clamp_min(1e-30))
+            size = (
+                (natural if hides else 0.2 * max(rms, natural)) * root / float(draw.norm().clamp_min(1e-30))
             )
-            values[name] = draw if hides else p + draw
-        return values
+            first[name], second[name] = centre + size * draw.to(p), centre - size * draw.to(p)
+        return first, second
 
     def rounding(self, base: Tensor) -> float:
         """How far a change of the weights by some roundings takes the output from `base`, measured: a model may compute

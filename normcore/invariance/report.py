@@ -18,6 +18,7 @@ from normcore.invariance.degrees import literals_without_eps, without_eps
 from normcore.invariance.probing import (
     Evaluator,
     Forward,
+    Loss,
     as_real,
     checked_parameters,
     converted,
@@ -30,8 +31,6 @@ from normcore.invariance.probing import (
     tracked,
 )
 from normcore.invariance.symmetries import EXACT, TINY, joint_groups, reverse_rows
-
-Loss = Callable[[Any], Tensor]
 
 YES = 1e-3
 """A defect below this, with every eps as good as 0, is invariance."""
@@ -173,17 +172,17 @@ def scale_invariance(
         bare = literals_without_eps(forward)
         with without_eps(model):
             evaluate, loss = ask(coarse, bare)
-            first = evaluate.nearby(names, seed)
-            near = _Nearby(evaluate, loss, names, first)
+            points = evaluate.nearby(names, seed)
+            near = _Nearby(evaluate, loss, names, *points)
             found: dict[tuple[str, ...], tuple[str, float]] = {(name,): near.judge((name,)) for name in names}
             unsure = [name for name in names if found[name,][0] not in ("yes", "no")]
             if unsure and coarse != double:
                 found |= {(name,): ("undetermined", found[name,][1]) for name in unsure}
                 if finest(model, x, forward) == double:
                     with stand_ins(model, double):
-                        again = _Nearby(*ask(double, bare), unsure, first)
+                        again = _Nearby(*ask(double, bare), unsure, *points)
                         found |= {(name,): again.judge((name,)) for name in unsure}
-            with evaluate.moved(near.second):
+            with evaluate.moved(points[1]):
                 if groups is None:
                     free = near.rows.of([name for name in names if found[name,][0] in ("no", "undetermined")])
                     named = {f"joint {i}": tuple(g) for i, g in enumerate(joint_groups(evaluate, free, seed))}
@@ -231,15 +230,21 @@ def _checked_groups(
 
 
 class _Nearby:
-    """Equations of the loss's cotangent at one point nearby, and of a random one at a second, its mirror image."""
+    """Equations of the loss's cotangent at one point nearby, and of a random one at another."""
 
-    def __init__(self, evaluate: Evaluator, loss: Loss, names: list[str], first: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        evaluate: Evaluator,
+        loss: Loss,
+        names: list[str],
+        first: dict[str, Tensor],
+        second: dict[str, Tensor],
+    ) -> None:
         """Take them. Where the outputs are `base`, a change of them below `floor` is rounding."""
         self.evaluate = evaluate
-        self.second = {name: 2 * t.detach() - first[name] for name, t in evaluate.tensors.items()}
         with evaluate.moved(first):
             self.of_loss, _ = reverse_rows(evaluate, names, evaluate.seed, 0, loss)
-        with evaluate.moved(self.second):
+        with evaluate.moved(second):
             self.of_random, outputs = reverse_rows(evaluate, names, evaluate.seed + 1)
             self.base = flat_output(outputs)
             del outputs  # and with it the tape
@@ -269,7 +274,7 @@ class _Nearby:
                 values = {name: factor * self.evaluate.tensors[name].detach() for name in group}
                 moves[group] = values, max(limit, 0.3 * self.floor)
             elif state == "inert":
-                moves[group] = self.evaluate.nearby(group, turn), self.floor
+                moves[group] = self.evaluate.nearby(group, turn)[0], self.floor
         return {group: ("undetermined", found[group][1]) for group in moves.keys() - self._held(moves)}
 
     def _held(self, moves: Mapping[Any, tuple[dict[str, Tensor], float]]) -> set[Any]:

@@ -7,7 +7,7 @@ with a random u gives one such equation for all tensors at once; the symmetries 
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,6 +21,7 @@ from normcore.invariance.degrees import literals_without_eps, without_eps
 from normcore.invariance.probing import (
     Evaluator,
     Forward,
+    Loss,
     as_real,
     checked_parameters,
     converted,
@@ -33,7 +34,7 @@ from normcore.invariance.probing import (
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-EXACT = 1e-4
+EXACT = 3e-5
 """Scaling the tensors of a symmetry may change the outputs by this part of what a random move does."""
 
 ROWS_A_POINT = 5
@@ -85,11 +86,7 @@ class Rows:
 
 @torch.enable_grad()
 def reverse_rows(
-    evaluate: Evaluator,
-    names: list[str],
-    seed: int,
-    count: int = 1,
-    loss: Callable[[Any], Tensor] | None = None,
+    evaluate: Evaluator, names: list[str], seed: int, count: int = 1, loss: Loss | None = None
 ) -> tuple[Rows, list[Tensor]]:
     """Equations from one forward pass, of the loss's own cotangent and of random ones, and the outputs of that pass."""
     result, outputs = evaluate.result()
@@ -125,7 +122,7 @@ def _loss_cotangent(loss: Tensor, outputs: list[Tensor]) -> list[Tensor]:
 
 def more_rows(evaluate: Evaluator, rows: Rows, seed: int) -> Rows:
     """Add equations of the same tensors at a point nearby."""
-    with evaluate.moved(evaluate.nearby(rows.names, seed)):
+    with evaluate.moved(evaluate.nearby(rows.names, seed)[0]):
         return rows + reverse_rows(evaluate, rows.names, seed, ROWS_A_POINT)[0]
 
 
@@ -137,6 +134,10 @@ def joint_groups(evaluate: Evaluator, rows: Rows, seed: int) -> list[list[str]]:
     """
     found: list[list[str]] = []
     rows = more_rows(evaluate, rows, seed) if len(rows.names) > 1 else rows
+    # of tensors with one and the same column (value against output) the last stands for all
+    gaps = np.linalg.norm(rows.radial[:, :, None] - rows.radial[:, None], axis=0)
+    twins = np.triu(gaps < EXACT * np.linalg.norm(rows.radial, axis=0), 1).any(axis=1)
+    rows = rows.of(list(itertools.compress(rows.names, ~twins)))
     while len(rows.names) > 1:
         enough = rows.spare(evaluate.eps) >= 2
         lengths = np.maximum(np.linalg.norm(rows.radial, axis=0), TINY)
@@ -271,7 +272,7 @@ def scaling_symmetries(
     dtype = finest(model, x, forward)
     with stand_ins(model, dtype), without_eps(model):
         evaluate = Evaluator(model, converted(x, dtype), seed, literals_without_eps(forward))
-        with evaluate.moved(evaluate.nearby(names, seed)):
+        with evaluate.moved(evaluate.nearby(names, seed)[0]):
             rows, outputs = reverse_rows(evaluate, names, seed, ROWS_A_POINT)
             base = flat_output(outputs)
             floor = 10.0 * evaluate.rounding(base)
@@ -285,11 +286,8 @@ def scaling_symmetries(
             spanned = np.zeros((len(null), len(names)))
             spanned[:, live] = null / rows.sizes()[live]
             inert = np.eye(len(names), dtype=np.int64)[~live]
-            kept = [
-                a
-                for a in [*inert, *_sparsest(_integers(_echelon(spanned)))]
-                if _verified(evaluate, a, rows, base, floor)
-            ]
+            candidates = [*inert, *_sparsest(_integers(_echelon(spanned)))]
+            kept = [a for a in candidates if _verified(evaluate, a, rows, base, floor)]
     kept.sort(key=lambda a: (np.count_nonzero(a), *-np.abs(a)))
     exponents = np.array(kept, dtype=np.int64).reshape(-1, len(names))
     squares = np.array([float(as_real(p).double().square().sum()) for p in parameters.values()])
@@ -299,11 +297,8 @@ def scaling_symmetries(
 
 def _verified(evaluate: Evaluator, exponents: Integers, rows: Rows, base: Tensor, floor: float) -> bool:
     """Whether scaling with c = 2 leaves the outputs, up to rounding, at `base`."""
-    scaled = {
-        n: evaluate.tensors[n].detach() * 2.0**a
-        for n, a in zip(rows.names, exponents.tolist(), strict=True)
-        if a
-    }
+    powers = {name: a for name, a in zip(rows.names, exponents.tolist(), strict=True) if a}
+    scaled = {name: evaluate.tensors[name].detach() * 2.0**a for name, a in powers.items()}
     random = float(np.linalg.norm(rows.sizes() * exponents))
     return evaluate.distance(scaled, base) <= max(EXACT * random, 3.0 * floor)
 

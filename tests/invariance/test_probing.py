@@ -38,17 +38,20 @@ def test_evaluator_repeats_its_random_draws_and_moves_back():
 
 
 def test_values_nearby_are_of_natural_size():
-    model = nn.ParameterDict(
-        {"w": torch.ones(3, 4), "zero": torch.zeros(5, 4), "tiny": torch.full((1, 9), 1e-6)}
-    )
-    model |= {"gain": torch.ones(2), "shift": torch.full((6,), 1e-3), "scalar": torch.tensor(0.0)}
-    before = torch.get_rng_state()
-    values = Evaluator(model, None, 0).nearby(model, 1)
-    sizes = {name: float((values[name] - p.detach()).norm()) for name, p in model.items()}
-    rms = {name: float(v.norm()) / v.numel() ** 0.5 for name, v in values.items()}
-    assert sizes["w"] == pytest.approx(0.2 * 12**0.5) and sizes["gain"] == pytest.approx(0.2 * 2**0.5)
-    assert rms["zero"] == pytest.approx(0.5) and rms["tiny"] == pytest.approx(1 / 3, rel=1e-5)
-    assert [rms["shift"], rms["scalar"]] == pytest.approx([0.5, 0.5])
+    values = {"w": torch.ones(3, 4), "zero": torch.zeros(5, 4), "tiny": torch.full((1, 9), 1e-6)}
+    values |= {"gain": torch.ones(2), "shift": torch.full((6,), 1e-3), "small": torch.full((2, 8), 0.02)}
+    model, before = nn.ParameterDict(values), torch.get_rng_state()
+    first, second = Evaluator(model, None, 0).nearby(model, 1)
+
+    def rms(t):
+        return float(t.norm()) / t.numel() ** 0.5
+
+    moves = {name: (first[name] - second[name]) / 2 for name in model}
+    centres = {name: (first[name] + second[name]) / 2 for name in model}
+    expected = {"w": 0.2, "zero": 0.5, "tiny": 1 / 3, "gain": 0.2, "shift": 0.5, "small": 0.2 / 8**0.5}
+    assert {name: rms(move) for name, move in moves.items()} == pytest.approx(expected, rel=1e-5)
+    expected = {"w": 1.0, "zero": 0.0, "tiny": 0.0, "gain": 1.0, "shift": 0.0, "small": 1 / 8**0.5}
+    assert {name: rms(c) for name, c in centres.items()} == pytest.approx(expected, rel=1e-5, abs=1e-7)
     assert torch.equal(before, torch.get_rng_state())
 
 

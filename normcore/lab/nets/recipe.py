@@ -117,7 +117,7 @@ def _measure(model: nn.Module, inputs: Tensor, seed: int) -> tuple[float, tuple[
         return [rows.defect(group) if rows.effect(group) > floor else math.nan for group in groups]
 
     (here,) = defects(names)
-    with evaluate.moved(evaluate.nearby(names, seed)):
+    with evaluate.moved(evaluate.nearby(names, seed)[0]):
         there, *alone = defects(names, *([name] for name in names))
     worst = math.nan if math.isnan(there) else max(there, 0.0 if math.isnan(here) else here)
     return worst, tuple(name for name, value in zip(names, alone, strict=True) if value > TOLERANCE)
