@@ -13,6 +13,7 @@ from normcore.sharded import is_sharded
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any], Tensor]
+Points = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 NATURAL = 0.5
 """Root mean square of a shift or gain at a moved point, if it has less: a tiny one hides, as 0 does."""
@@ -234,7 +235,7 @@ class Evaluator:
         with self.moved(values):
             return float((self() - base).norm())
 
-    def nearby(self, names: Iterable[str], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def nearby(self, names: Iterable[str], seed: int) -> Points:
         """Two mirror images: weights of natural size at least, moved by a fifth; small shifts and gains drawn anew.
 
         What is true at every point shows best where each tensor has an effect: at 0 or next to it one hides others.
@@ -283,7 +284,7 @@ BIAS = {"Addmm": 0, "Baddbmm": 0, "Convolution": 2, "Linear": 2}
 
 
 def roles_in(outputs: Iterable[Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What each tensor does, by the nodes of the tape that take it: "matrix", "table" (looked up) or "elementwise"."""
+    """What each tensor does, by the nodes of the tape that take it: "matrix", "table", "elementwise" or "unused"."""
     takers: dict[Any, list[tuple[Any, int]]] = {}
     pending: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen = set(pending)
@@ -297,10 +298,17 @@ def roles_in(outputs: Iterable[Tensor], tensors: Mapping[str, Tensor]) -> dict[s
                 pending.append(source)
     leaves = {id(node.variable): node for node in takers if hasattr(node, "variable")}
     found = {name: _roles(leaves.get(id(t)), takers, t.dim()) for name, t in tensors.items()}
-    return {
-        name: next((r for r in ("matrix", "table") if r in roles), "elementwise")
-        for name, roles in found.items()
-    }
+    ranks = ("matrix", "table", "elementwise")
+    return {name: next((r for r in ranks if r in roles), "unused") for name, roles in found.items()}
+
+
+def refuse_strays(outputs: Iterable[Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose outputs, on stand-ins, still depend on its own parameters."""
+    strays = [name for name, role in roles_in(outputs, parameters).items() if role != "unused"]
+    if strays:
+        raise ValueError(
+            f"model must take its parameters from its modules, got {strays[0]!r} kept elsewhere too"
+        )
 
 
 def _roles(node: Any, takers: Mapping[Any, list[tuple[Any, int]]], dim: int) -> set[str]:

@@ -19,6 +19,7 @@ from normcore.invariance.probing import (
     Evaluator,
     Forward,
     Loss,
+    Points,
     as_real,
     checked_parameters,
     converted,
@@ -26,6 +27,7 @@ from normcore.invariance.probing import (
     flat_output,
     inputs_and_targets,
     precision,
+    refuse_strays,
     roles_in,
     stand_ins,
     tracked,
@@ -58,7 +60,7 @@ class TensorVerdict:
         cosine: of the loss's gradient and the tensor, where the model stands; NaN if there is no gradient.
         inert: no value of it matters in train mode, like that of a bias in front of a BatchNorm.
         exact: the defect at points nearby with every eps as good as 0, which decides.
-        role: "matrix" (multiplies activations), "table" (is looked up) or "elementwise" (gain, shift, token).
+        role: "matrix" (multiplies activations), "table" (is looked up), "elementwise" (gain, shift, token), "unused".
 
     """
 
@@ -158,7 +160,8 @@ def scale_invariance(
     Source: the property is that of Li & Arora (2020), arXiv 1910.07454, Lemma 1.3; the test is ours.
 
     """
-    names = list(checked_parameters(model))
+    parameters = checked_parameters(model)
+    names = list(parameters)
     named = _checked_groups(groups, names)
     x, y = inputs_and_targets(batch)
     coarse, double = precision(model), torch.float64
@@ -173,14 +176,14 @@ def scale_invariance(
         with without_eps(model):
             evaluate, loss = ask(coarse, bare)
             points = evaluate.nearby(names, seed)
-            near = _Nearby(evaluate, loss, names, *points)
+            near = _Nearby(evaluate, loss, names, points)
             found: dict[tuple[str, ...], tuple[str, float]] = {(name,): near.judge((name,)) for name in names}
             unsure = [name for name in names if found[name,][0] not in ("yes", "no")]
             if unsure and coarse != double:
                 found |= {(name,): ("undetermined", found[name,][1]) for name in unsure}
                 if finest(model, x, forward) == double:
                     with stand_ins(model, double):
-                        again = _Nearby(*ask(double, bare), unsure, *points)
+                        again = _Nearby(*ask(double, bare), unsure, points)
                         found |= {(name,): again.judge((name,)) for name in unsure}
             with evaluate.moved(points[1]):
                 if groups is None:
@@ -191,6 +194,7 @@ def scale_invariance(
         evaluate, loss = ask(coarse, forward)
         evaluate.inputs = tracked(evaluate.inputs)
         here, outputs = reverse_rows(evaluate, names, seed, 1, loss)
+        refuse_strays(outputs, parameters)
         roles, size = roles_in(outputs, evaluate.tensors), float(flat_output(outputs).norm())
         roots = [max(1, as_real(t).numel()) ** 0.5 for t in evaluate.tensors.values()]
     floor = near.floor * size / max(float(near.base.norm()), TINY)
@@ -232,19 +236,12 @@ def _checked_groups(
 class _Nearby:
     """Equations of the loss's cotangent at one point nearby, and of a random one at another."""
 
-    def __init__(
-        self,
-        evaluate: Evaluator,
-        loss: Loss,
-        names: list[str],
-        first: dict[str, Tensor],
-        second: dict[str, Tensor],
-    ) -> None:
+    def __init__(self, evaluate: Evaluator, loss: Loss, names: list[str], points: Points) -> None:
         """Take them. Where the outputs are `base`, a change of them below `floor` is rounding."""
         self.evaluate = evaluate
-        with evaluate.moved(first):
+        with evaluate.moved(points[0]):
             self.of_loss, _ = reverse_rows(evaluate, names, evaluate.seed, 0, loss)
-        with evaluate.moved(second):
+        with evaluate.moved(points[1]):
             self.of_random, outputs = reverse_rows(evaluate, names, evaluate.seed + 1)
             self.base = flat_output(outputs)
             del outputs  # and with it the tape

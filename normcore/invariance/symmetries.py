@@ -28,6 +28,7 @@ from normcore.invariance.probing import (
     finest,
     flat_output,
     inputs_and_targets,
+    refuse_strays,
     stand_ins,
 )
 
@@ -41,6 +42,7 @@ ROWS_A_POINT = 5
 """Equations from one forward pass."""
 
 TINY = 1e-100
+
 PENALTY = 1e-5
 """Picks the cheapest of several exact sets; errors of 1e-6 in the rows put 1e-12 into their products, far below."""
 
@@ -188,7 +190,8 @@ def _sparse_null_vector(gram: Floats, start: int, most: int) -> Floats:
             if (target > 0).all():
                 d[active] = target
                 break
-            # it lies beyond a bound: go towards it until the first part is 0, and let that one go
+            # it lies beyond a bound: go towards it until the first part is 0, and let that one go. A part that
+            # stays positive sets no limit: its share of the way is the whole
             here = d[active]
             shares = np.where(target <= 0, here / np.maximum(here - target, 1e-300), 1.0)
             d[active] = here + shares.min() * (target - here)
@@ -274,12 +277,12 @@ def scaling_symmetries(
         evaluate = Evaluator(model, converted(x, dtype), seed, literals_without_eps(forward))
         with evaluate.moved(evaluate.nearby(names, seed)[0]):
             rows, outputs = reverse_rows(evaluate, names, seed, ROWS_A_POINT)
+            refuse_strays(outputs, parameters)
             base = flat_output(outputs)
             floor = 10.0 * evaluate.rounding(base)
-            for turn in itertools.count(seed + 1):
-                if rows.spare(evaluate.eps) >= 10:
-                    break
-                rows = more_rows(evaluate, rows, turn)
+            while rows.spare(evaluate.eps) < 10:
+                seed += 1
+                rows = more_rows(evaluate, rows, seed)
             live = rows.sizes() > floor
             rounding = floor / np.median(rows.sizes()[live]) if live.any() else 1.0
             null, gap = _null_space((rows.radial / rows.sizes())[:, live], rounding)
@@ -339,7 +342,7 @@ def _integers(rows: Floats) -> list[Integers]:
 
 
 def _sparsest(rows: list[Integers]) -> list[Integers]:
-    """Vectors of the same span, sum >= 0, that no sum or difference of two makes sparser, smaller, of later tensors."""
+    """The same span, in vectors with sum >= 0 that no sum or difference of two makes sparser, smaller or later."""
 
     def cost(a: Integers) -> tuple[Any, ...]:
         return np.count_nonzero(a), np.abs(a).sum(), *np.abs(a)

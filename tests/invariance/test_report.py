@@ -398,6 +398,18 @@ def test_frozen_batch_norms_are_left_frozen():
     assert verdicts(model.eval(), batch)["0.weight"] == "yes"  # nobody trains in eval mode
 
 
+class Stray(nn.Module):
+    """Keeps its parameter in a list beside the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.kept = [self.weight]
+
+    def forward(self, x):
+        return x * self.kept[0]
+
+
 class Noise(nn.Module):
     """Draws from a generator of its own."""
 
@@ -430,12 +442,15 @@ class SetsItself(nn.Module):
         (Noise(1.0), "must compute the same function twice"),
         (Noise(1e-3), "must compute the same function twice"),
         (SetsItself(), "must not set its parameters in a forward pass"),
+        (Stray(), "must take its parameters from its modules, got '2.weight' kept elsewhere too"),
     ],
 )
-def test_functions_that_change_are_refused(layer, message):
+def test_functions_that_change_or_hide_are_refused(layer, message):
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), layer, nn.Linear(8, 4))
     with pytest.raises(ValueError, match=message):
         nc.scale_invariance(model, cross_entropy, SIGNALS)
+    with pytest.raises(ValueError, match=message):
+        nc.scaling_symmetries(model, SIGNALS)
 
 
 class Stairs(nn.Module):
