@@ -93,8 +93,8 @@ def descend(
     rates, decays = _table("lr", lr, stack, steps), _table("weight_decay", weight_decay, stack, steps)
     batches = _batches(x, y, stack.runs, batch_size, replacement, seeds)
     loss_of, probes, weights = loss_fn or default_loss(y), probes or {}, list(stack.weights)
-    taken, rows, readings = list[int](), list[FloatArray](), {name: list[FloatArray]() for name in probes}
-    limit, alive = np.full(stack.runs, np.inf), np.full(stack.runs, True)
+    taken, readings = list[int](), {name: list[FloatArray]() for name in probes}
+    rows, lives, alive, limit = list[FloatArray](), list[NDArray[Any]](), np.full(stack.runs, True), np.inf
     for t in range(steps + 1):
         if t % every == 0 or t == steps:
             taken.append(t)
@@ -105,12 +105,14 @@ def descend(
         gradients = torch.autograd.grad(loss.sum(), weights) if t < steps else ()
         square = sum((g.flatten(1).pow(2).sum(dim=1) for g in gradients), torch.zeros_like(loss))
         row = _numbers(torch.stack([loss.detach(), square]))
-        limit = GIVE_UP * np.maximum(row[0], 1.0) if t == 0 else limit
-        alive = alive & np.isfinite(row).all(axis=0) & (row[0] <= limit)
-        rows.append(np.where(alive, row, np.nan))
+        if t == 0:
+            limit = np.stack([GIVE_UP * np.maximum(row[0], 1.0), np.full(stack.runs, np.inf)])
+        alive = alive & (row < limit).all(axis=0)
+        rows.append(row)
+        lives.append(alive)
         if t < steps:
             _step(weights, gradients, rates[t], decays[t], alive)
-    losses, squares = np.stack(rows, axis=1)
+    losses, squares = np.where(np.stack(lives), np.stack(rows, axis=1), np.nan)
     records = {name: np.stack(values) for name, values in readings.items()}
     for record in records.values():
         record[np.isnan(losses[taken])] = np.nan
@@ -155,14 +157,16 @@ def _batches(
         return
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
-    common = isinstance(seeds, int)
-    own = [seeds] if isinstance(seeds, int) else list(range(runs) if seeds is None else seeds)
-    if len(own) != (1 if common else runs):
+    if isinstance(seeds, int | np.integer):
+        common, own = True, [seeds]
+    else:
+        common, own = False, list(range(runs) if seeds is None else seeds)
+    if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
     generators = [
         torch.Generator().manual_seed(int(seed)) for seed in own
     ]  # on the CPU: the same for all devices
-    fit = len(x) // batch_size
+    x, fit = x.reshape(len(x), -1), len(x) // batch_size  # rows are gathered faster than images
     while True:
         if replacement:
             drawn = [torch.randint(len(x), (BLOCK, batch_size), generator=g) for g in generators]

@@ -271,7 +271,9 @@ def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
 
 def _targets(y: Tensor, shape: torch.Size) -> Tensor:
     """The targets of each run."""
-    if y.shape not in (shape, shape[1:]):
+    if y.shape == shape:
+        return y
+    if y.shape != shape[1:]:
         raise ValueError(f"y must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(y.shape)}")
     return y.expand(shape)
 
