@@ -94,7 +94,8 @@ def descend(
     batches = _batches(x, y, stack.runs, batch_size, replacement, seeds)
     loss_of, probes, weights = loss_fn or default_loss(y), probes or {}, list(stack.weights)
     taken, readings = list[int](), {name: list[FloatArray]() for name in probes}
-    rows, lives, alive, limit = list[FloatArray](), list[NDArray[Any]](), np.full(stack.runs, True), np.inf
+    rows, lives, alive = list[FloatArray](), list[NDArray[np.bool_]](), np.full(stack.runs, True)
+    limit = np.full((2, stack.runs), np.inf)  # of loss and squared gradient
     for t in range(steps + 1):
         if t % every == 0 or t == steps:
             taken.append(t)
@@ -106,7 +107,7 @@ def descend(
         square = sum((g.flatten(1).pow(2).sum(dim=1) for g in gradients), torch.zeros_like(loss))
         row = _numbers(torch.stack([loss.detach(), square]))
         if t == 0:
-            limit = np.stack([GIVE_UP * np.maximum(row[0], 1.0), np.full(stack.runs, np.inf)])
+            limit[0] = GIVE_UP * np.maximum(row[0], 1.0)
         alive = alive & (row < limit).all(axis=0)
         rows.append(row)
         lives.append(alive)
