@@ -29,7 +29,7 @@ book: $(READY)  ## Execute every chapter (profile NORMCORE_PROFILE, default ci),
 	echo "Read it: $(CURDIR)/_build/html/index.html" && exit $$told
 
 html: $(READY)  ## Render the stored outputs only (seconds)
-	@rm -rf $(SOURCE) _build/html && mkdir -p $(SOURCE) && cp -R book _config.yml _toc.yml $(SOURCE)/
+	@rm -rf $(SOURCE) _build/html _build/.doctrees && mkdir -p $(SOURCE) && cp -R book _config.yml _toc.yml $(SOURCE)/
 	$(RENDER)
 	@echo "Read it: $(CURDIR)/_build/html/index.html"
 

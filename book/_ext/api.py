@@ -2,6 +2,7 @@
 
 ```{eval-rst}
 .. api:: normcore.equivalence
+   :without: normcore.equivalence.theorems
 ```
 """
 
@@ -9,6 +10,7 @@ import importlib
 import inspect
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
@@ -53,19 +55,19 @@ def text(names: list[tuple[str, str]]) -> list[str]:
 
 
 class Api(SphinxDirective):
-    """The names of a package, or those of a module that are listed."""
+    """The names of a package, but for those of a module that stands elsewhere."""
 
     required_arguments = 1
+    option_spec = {"without": directives.unchanged}
 
     def run(self):
         """Parse the text that autosummary and autodoc ask for."""
-        names = public(self.arguments[0])
+        others = public(self.options.get("without", "-"))
+        names = [name for name in public(self.arguments[0]) if name not in others]
         if not names:
             raise self.error(f"no public name lives in {self.arguments[0]}")
-        part = nodes.container()
-        self.state.nested_parse(
-            StringList(text(names), source="api"), self.content_offset, part
-        )
+        part, lines = nodes.container(), StringList(text(names), source="api")
+        self.state.nested_parse(lines, self.content_offset, part)
         return part.children
 
 

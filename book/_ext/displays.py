@@ -7,6 +7,9 @@ from docutils import nodes
 DEPTH = {"{": 1, "}": -1, r"\left": 1, r"\right": -1, r"\begin": 1, r"\end": -1}
 MARKS = re.compile(r"\\(?:left|right|begin|end|qquad)(?![A-Za-z])|(?<!\\)[{}]")
 
+LONG = 100
+"""Characters of TeX from which a part is set smaller in print."""
+
 
 def parts(text: str) -> list[str]:
     r"""The parts between those `\qquad` that stand in no group."""
@@ -25,6 +28,8 @@ def split(app, doctree, docname) -> None:
         return
     for block in doctree.findall(nodes.math_block):
         text = block.astext()
+        if max(map(len, parts(text)), default=0) > LONG:
+            block["classes"].append("long")
         if "\\\\" not in text and "&" not in text:
             block.clear()
             block += nodes.Text(r" \] \[ ".join(parts(text)))

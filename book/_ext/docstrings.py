@@ -107,8 +107,9 @@ def rewrite(lines: list[str]) -> list[str]:
     """A docstring, before napoleon reads it."""
     done, section, i = [], "", 0
     while i < len(lines):
-        if SECTION.match(lines[i]):
-            section = lines[i].split(":")[0]
+        line = lines[i]
+        if SECTION.match(line):
+            section = line.split(":")[0]
         end = i
         while (
             not section and lines[end : end + 1] and lines[end].startswith("    ")
@@ -118,7 +119,8 @@ def rewrite(lines: list[str]) -> list[str]:
             done += display(lines[i:end])
             i = end
             continue
-        done.append(lines[i] if section == "Example" else prose(lines[i]))
+        line = line.lstrip() if section == "Source" else line  # one paragraph
+        done.append(line if section == "Example" else prose(line))
         i += 1
     return done
 
