@@ -27,7 +27,7 @@ FLOORS = [
 CORE_IMPORTS = {"torch", "numpy", "normcore"}
 LONGEST = 360
 GREW = {
-    "ExpLR: the trial, any norm layer, ordinary gradients and weights, guards of copies and loads": 850,
+    "ExpLR: the trial, any norm layer, ordinary gradients and weights, guards of copies and loads": 900,
     "invariance: scaling_symmetries, verdicts without eps, roles, any forward": 610,
     "curvature: hessian_eigenvalues, hessian_trace, losses that are no means, snapshots under no_grad": 200,
     "checks: one vocabulary of errors for all rooms": 75,
