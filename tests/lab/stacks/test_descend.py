@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from devices import OneDevice
 
 from normcore.lab import (
     Stack,
@@ -16,7 +15,6 @@ from normcore.lab import (
     stack_weights,
     wide_curvature,
 )
-from normcore.lab.stacks import descend as module
 
 DATA = load_dataset("digits", dtype=torch.float64)
 G = torch.Generator().manual_seed(0)
@@ -188,23 +186,6 @@ def test_the_edges_of_a_linear_net(c, grows):
     peak = np.nanmax(run.loss, axis=0) / run.loss[0]
     assert (peak > 2).all() if grows else (peak < 1.001).all()
     assert [at is not None for at in run.diverged_at] == [c > 4] * 3
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"batch_size": 4}, {"batch_size": 4, "seeds": 0, "replacement": False}]
-)
-def test_everything_stays_on_the_device_of_the_stack(options, monkeypatch):
-    left = []
-
-    def numbers(values):
-        left.append(values.device.type)
-        return np.where(np.arange(len(values.view(-1))) == 1, np.inf, 1.0).reshape(values.shape)
-
-    monkeypatch.setattr(module, "_numbers", numbers)
-    nets, data = Stack((5, 16, 2), seeds=range(3), **NTK).to("meta"), (X.to("meta"), Y.to("meta"))
-    with OneDevice():
-        run = descend(nets, data, lr=0.1, weight_decay=0.1, steps=4, probes={"norm": stack_norms}, **options)
-    assert set(left) == {"meta"} and len(left) == 10 and run.diverged_at == [None, 0, None]
 
 
 def test_bad_input():

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from devices import OneDevice
 from torch.nn.functional import batch_norm, cross_entropy, layer_norm, leaky_relu
 
 from normcore.lab import (
@@ -246,22 +245,6 @@ def test_eigenpairs_of_known_matrices():
     assert torch.allclose((vector * q[:, :, 0]).sum(dim=1).abs(), torch.ones(3, **F64), rtol=1e-12)
     rough, _ = top_eigenpair(q @ torch.diag(values) @ q.transpose(1, 2), 2)  # control: too few
     assert (rough < 5 - 1e-4).all()
-
-
-@pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"parametrization": "ntk"}])
-def test_everything_stays_on_the_device_of_the_stack(options):
-    stack = Stack((64, 16, 10), seeds=range(3), **options).to("meta")
-    x, y = torch.zeros(20, 1, 8, 8, device="meta"), torch.zeros(20, dtype=torch.long, device="meta")
-    with OneDevice():
-        assert stack(x).shape == (3, 20, 10) and stack(x).is_meta
-        part = stack.take([0, 0, 2, 1]).scale_(2.0).scale_(torch.ones(4, device="meta"))
-        moved = part.with_weights(stack_weights(part))
-        probes = [stack_norms, stack_loss_on(x, y), stack_accuracy_on(x, y)]
-        assert [(probe(moved).device.type, probe(moved).shape) for probe in probes] == [("meta", (4,))] * 3
-        if stack.norm != "batch":
-            kernel = wide_kernel(moved, x)
-            assert kernel.shape == (4, 200, 200) and kernel.is_meta
-            assert all(part.is_meta for part in top_eigenpair(kernel, 2))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from devices import OneDevice
 from oracles_equilibrium import fourth_power_ode, gibbs_mean, sgd_on_sphere
 
 from normcore.lab.toys import sde
-from normcore.lab.toys.sde import FORMS, _factor, _rate, brownian_path, simulate_sde
+from normcore.lab.toys.sde import brownian_path, simulate_sde
 
 SCALES = (1.0, 2.0, 3.0)
 
@@ -173,24 +172,6 @@ def test_a_run_that_loses_its_norm_is_nan_from_there_and_the_others_go_on():
         assert np.isnan(record[1:, 1]).all() and np.isfinite(record[0]).all()
         assert np.isfinite(record[:, [0, 2]]).all()
     assert np.isfinite(run.defect) and run.norm[-1, 0] == pytest.approx(0.9, rel=1e-3)
-
-
-@pytest.mark.parametrize("form", ["direction", "weights"])
-@pytest.mark.parametrize("noise", [0.7, torch.ones(3, 2), lambda u: u[:, :, None]])
-def test_a_step_stays_on_the_device_of_the_start(form, noise):
-    """On the meta device, which has no numbers to compare, so that the checks of `simulate_sde` are left out."""
-    begin, columns = (
-        torch.ones(4, 3, device="meta"),
-        _factor(noise, torch.ones(1, 3))(torch.ones(4, 3)).shape[2],
-    )
-    with OneDevice():
-        rates = _rate("lr", 0.1, above=0.0), _rate("weight_decay", lambda t: 0.2)
-        system = FORMS[form](lambda w: w[:, 0] / w.norm(dim=1), _factor(noise, begin), *rates)
-        state = system.encode(begin)
-        drift, diffusion = system.f(0.0, state), system.g(0.0, state)
-        parts = system.decode(state[None])
-    assert drift.shape == state.shape and diffusion.shape == (*state.shape, columns)
-    assert all(part.is_meta for part in (drift, diffusion, *parts))
 
 
 def test_the_path_is_drawn_where_the_start_lies(monkeypatch):
