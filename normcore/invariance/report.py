@@ -275,10 +275,11 @@ class _Nearby:
         return {group: ("undetermined", found[group][1]) for group in moves.keys() - self._held(moves)}
 
     def _held(self, moves: Mapping[Any, tuple[dict[str, Tensor], float]]) -> set[Any]:
-        """The moves (values, limit) that take the outputs no further than that; all at once are tried first."""
+        """The moves (values, limit) that take the outputs no further than that; all at once first, then in halves."""
         values = {name: value for move, _ in moves.values() for name, value in move.items()}
-        if not moves or self.evaluate.distance(values, self.base) <= min(
-            limit for _, limit in moves.values()
-        ):
+        least = min((limit for _, limit in moves.values()), default=0.0)
+        if not moves or self.evaluate.distance(values, self.base) <= least:
             return set(moves)
-        return {key for key in moves if len(moves) > 1 and self._held({key: moves[key]})}
+        keys, half = list(moves), len(moves) // 2
+        halves = [keys[:half], keys[half:]] if half else []
+        return {key for part in halves for key in self._held({key: moves[key] for key in part})}
