@@ -36,14 +36,17 @@ def use_style() -> None:
 
 
 @contextmanager
-def panels(count: int = 1, *, height: float = 3.4, width: float = 7.0, **options: Any) -> Iterator[Any]:
-    """A figure with `count` panels side by side; shows it at the end.
+def panels(
+    count: int = 1, *, height: float = 3.4, width: float = 7.0, stacked: bool = False, **options: Any
+) -> Iterator[Any]:
+    """A figure with `count` panels side by side, or stacked; shows it at the end.
 
     Yields:
         The Axes, or an array of them.
 
     """
-    _, axes = plt.subplots(1, count, figsize=(width, height), **options)
+    rows, columns = (count, 1) if stacked else (1, count)
+    _, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
     yield axes
     plt.show()
 

@@ -30,6 +30,9 @@ def test_panels_and_decades():
         plots.axes_labels(right, "t", "y", "title")
     assert left.get_yscale() == "log" and right.get_xlabel() == "t"
     assert mpl.rcParams["axes.spines.top"] is False
+    with plots.panels(2, stacked=True, sharex=True) as (upper, lower):
+        pass
+    assert upper.get_position().y0 > lower.get_position().y1
 
 
 def test_theory_alone_is_dashed_and_a_pair_that_is_one_run_shows_both():
