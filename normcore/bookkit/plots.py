@@ -36,14 +36,16 @@ def use_style() -> None:
 
 
 @contextmanager
-def panels(count: int = 1, *, height: float = 3.4, width: float = 7.0, **options: Any) -> Iterator[Any]:
-    """A figure with `count` panels side by side; shows it at the end.
+def panels(
+    count: int = 1, *, rows: int = 1, height: float = 3.4, width: float = 7.0, **options: Any
+) -> Iterator[Any]:
+    """A figure with `count` panels side by side, in so many rows; shows it at the end.
 
     Yields:
-        The Axes, or an array of them.
+        The Axes, or an array of them, by row if there are several.
 
     """
-    _, axes = plt.subplots(1, count, figsize=(width, height), **options)
+    _, axes = plt.subplots(rows, count, figsize=(width, height), **options)
     yield axes
     plt.show()
 
