@@ -37,16 +37,15 @@ def use_style() -> None:
 
 @contextmanager
 def panels(
-    count: int = 1, *, height: float = 3.4, width: float = 7.0, stacked: bool = False, **options: Any
+    count: int = 1, *, rows: int = 1, height: float = 3.4, width: float = 7.0, **options: Any
 ) -> Iterator[Any]:
-    """A figure with `count` panels side by side, or stacked; shows it at the end.
+    """A figure with `count` panels side by side, in so many rows; shows it at the end.
 
     Yields:
-        The Axes, or an array of them.
+        The Axes, or an array of them, by row if there are several.
 
     """
-    rows, columns = (count, 1) if stacked else (1, count)
-    _, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+    _, axes = plt.subplots(rows, count, figsize=(width, height), **options)
     yield axes
     plt.show()
 
