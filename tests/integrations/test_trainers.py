@@ -46,7 +46,7 @@ def without_the_model(optimizer, model):
 def of_the_head(model, report, **options):
     """A control: a group that is not scale-invariant, tagged."""
     named = dict(model.named_parameters())
-    head = [p for name, p in named.items() if re.search("classifier.weight|fc.weight|head.weight", name)]
+    head = [p for name, p in named.items() if re.search(r"(head|7)\.weight$", name)]
     rest = [p for p in named.values() if p is not head[-1]]
     return [{"params": head[-1:], "scale_invariant": True, **options}, {"params": rest, **options}]
 
@@ -142,12 +142,16 @@ def test_hugging_face(tmp_path):
     runs = [hugging_face(tmp_path / how.__name__, how) for how in attempts]
     gaps = [gap((runs[0][0], run)) for run, _ in runs[1:]]
     assert gaps[0] < GAP and gaps[1] > VISIBLE, gaps
-    assert float(runs[0][0][0].median()) > 1.0  # it clipped
+    assert float(runs[0][0][0].max()) > 1.0  # it clipped
     assert runs[1][1]["exp_lr"].log_scale() < -0.05
     shutil.rmtree(tmp_path / "ExpLR" / "checkpoint-12")
     resumed, space = hugging_face(tmp_path / "ExpLR", nc.ExpLR, resume=True)
     assert gap((runs[1][0], resumed)) < GAP
     assert space["exp_lr"].log_scale() == pytest.approx(runs[1][1]["exp_lr"].log_scale())
+    best = library("safetensors.torch").load_file(tmp_path / "ExpLR" / "checkpoint-6" / "model.safetensors")
+    space["model"].load_state_dict(best, strict=False)  # what load_best_model_at_end does
+    with pytest.raises(ValueError, match="model and optimizer must be loaded together, got the model alone"):
+        space["model"](**space["batch"])
 
 
 def test_hugging_face_norms_in_float32(tmp_path):
@@ -159,20 +163,9 @@ def test_hugging_face_norms_in_float32(tmp_path):
     assert ours < 10 * rounding and control > 100 * rounding, (rounding, ours, control)
 
 
-def test_hugging_face_refuses_a_wrong_group_and_a_model_alone(tmp_path):
+def test_hugging_face_refuses_a_wrong_group(tmp_path):
     with pytest.raises(ValueError, match="model must compute the same when the weights of tagged group 0"):
-        hugging_face(tmp_path / "head", nc.ExpLR, groups=of_the_head)
-    _, space = hugging_face(tmp_path / "best", nc.ExpLR)
-    old = transformers_weights(tmp_path / "best" / "checkpoint-6")
-    space["model"].load_state_dict(old)  # what load_best_model_at_end does
-    with pytest.raises(ValueError, match="model and optimizer must be loaded together, got the model alone"):
-        space["model"](**space["batch"])
-
-
-def transformers_weights(folder):
-    import safetensors.torch
-
-    return safetensors.torch.load_file(folder / "model.safetensors")
+        hugging_face(tmp_path, nc.ExpLR, groups=of_the_head)
 
 
 # ---------------------------------------------------------------- convolutional nets for the others
@@ -256,7 +249,8 @@ def test_lightning(tmp_path):
 def accelerated(folder, attach, groups=strong, stop=None, resume=False):
     """Gradient norms as accelerate's clipping gives them, and the outputs after the run."""
     accelerate = library("accelerate")
-    accelerator = accelerate.Accelerator(cpu=True)
+    accelerate.state.GradientState._reset_state()  # another trainer of this process has left its own
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     x, y = images()
     space = dict(nc=package(attach, groups), torch=torch, accelerator=accelerator)
     space |= dict(model=net(), batch=(x, y), loss_fn=cross_entropy)
@@ -265,15 +259,18 @@ def accelerated(folder, attach, groups=strong, stop=None, resume=False):
     norms = []
     if resume:
         accelerator.load_state(str(folder))
-    for t in range(6 if resume else 0, 12):
+    for t in range(12 if resume else 0, 24):
         rows = slice(16 * (t % 3), 16 * (t % 3) + 16)
-        optimizer.zero_grad()
-        accelerator.backward(cross_entropy(model(x[rows]), y[rows]))
-        norms.append(accelerator.clip_grad_norm_(model.parameters(), 0.3))
-        optimizer.step()
-        scheduler.step()
+        with accelerator.accumulate(model):
+            accelerator.backward(cross_entropy(model(x[rows]), y[rows]))
+            if accelerator.sync_gradients:
+                norms.append(accelerator.clip_grad_norm_(model.parameters(), 0.3))
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
         if t + 1 == stop:
             accelerator.save_state(str(folder))
+    assert optimizer.param_groups[0]["lr"] < 0.02 and len(norms) == (6 if resume else 12)
     return [*norms[-6:], *outputs_of(model)], space
 
 
@@ -282,7 +279,7 @@ def test_accelerate(tmp_path):
     gaps = [gap((runs[0], run)) for run in runs[1:]]
     assert gaps[0] < GAP and gaps[1] > VISIBLE, gaps
     assert float(runs[0][0]) > 0.3  # it clipped
-    stopped, _ = accelerated(tmp_path, nc.ExpLR, stop=6)
+    stopped, _ = accelerated(tmp_path, nc.ExpLR, stop=12)
     resumed, space = accelerated(tmp_path, nc.ExpLR, resume=True)
     assert gap((runs[1], stopped)) == 0.0 and gap((runs[1], resumed)) < GAP
     assert space["exp_lr"].log_scale() < -0.05
@@ -325,10 +322,13 @@ def timm_run(name, attach, groups=strong, mode="norm", inside=True, **options):
         return [torch.stack(norms), model(x), ema.module(x)], space
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-@pytest.mark.parametrize("mode", ["norm", "agc"])
-def test_timm(name, mode):
-    options = dict(img_size=32) if "vit" in name else {}
+VIT = dict(img_size=32, depth=2, embed_dim=24, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"), [("test_resnet", "agc", {}), ("vit_tiny_patch16_224", "norm", VIT)]
+)
+def test_timm(name, mode, options):
     attempts = (plain, nc.ExpLR, without_the_model)
     runs = [timm_run(name, how, mode=mode, **options) for how in attempts]
     gaps = [gap((runs[0][0], run)) for run, _ in runs[1:]]
@@ -336,4 +336,4 @@ def test_timm(name, mode):
     assert float(runs[0][0][0].min()) > 0.1  # it clipped
     assert runs[1][1]["exp_lr"].log_scale() < -0.01
     outside, _ = timm_run(name, nc.ExpLR, mode=mode, inside=False, **options)
-    assert gap((runs[0][0], outside)) > VISIBLE  # weights read in the wrong units
+    assert gap((runs[0][0], outside)) > VISIBLE  # weights read in other units
