@@ -114,6 +114,8 @@ def hugging_face(folder, attach, make=gpt2, groups=strong, resume=False, kick=0.
         lr_scheduler_type="cosine",
         warmup_steps=2,
         save_steps=6,
+        eval_strategy="steps",
+        eval_steps=4,
         logging_steps=1,
         report_to=[],
         use_cpu=True,
@@ -126,15 +128,17 @@ def hugging_face(folder, attach, make=gpt2, groups=strong, resume=False, kick=0.
 
     space = dict(nc=package(attach, groups), torch=torch, model=model, data=data, args=args)
     space |= dict(batch=transformers.default_data_collator(data[:16]), loss_fn=next_token)
-    space["Trainer"] = functools.partial(transformers.Trainer, compute_loss_func=loss)
+    space["Trainer"] = functools.partial(transformers.Trainer, compute_loss_func=loss, eval_dataset=data[:16])
     code = recipe("Hugging Face Trainer")
     exec(code.replace("train()", "train(resume_from_checkpoint=True)") if resume else code, space)
-    norms = [row for row in space["trainer"].state.log_history if "grad_norm" in row]
-    assert len(norms) == 12 and len({row["learning_rate"] for row in norms}) > 8
+    history = space["trainer"].state.log_history
+    norms = [row for row in history if "grad_norm" in row]
+    losses = [row["eval_loss"] for row in history if "eval_loss" in row]
+    assert len(losses) == 3 and len(norms) == 12 and len({row["learning_rate"] for row in norms}) > 8
     model.eval()
     with torch.no_grad():
         outputs = model(**space["batch"]).logits
-    return [torch.tensor([row["grad_norm"] for row in norms]), outputs], space
+    return [torch.tensor([row["grad_norm"] for row in norms]), torch.tensor(losses), outputs], space
 
 
 def test_hugging_face(tmp_path):
@@ -189,7 +193,7 @@ def outputs_of(model):
 # ---------------------------------------------------------------- Lightning
 
 
-def lightning(folder, attach, groups=strong, steps=12, checkpoint=None):
+def lightning(folder, attach, groups=strong, steps=12, checkpoint=None, fits=1):
     """The net after the run, and gradient norms along it."""
     L = library("lightning")
 
@@ -208,23 +212,26 @@ def lightning(folder, attach, groups=strong, steps=12, checkpoint=None):
         def on_before_optimizer_step(self, optimizer):
             self.norms.append(nn.utils.get_total_norm([p.grad for p in self.net.parameters()]))
 
+        def on_fit_end(self):
+            self.exp_lr.detach()
+
     x, y = images()
     space = dict(nc=package(attach, groups), torch=torch, batch=(x, y), loss_fn=cross_entropy)
     exec(recipe("Lightning"), space)
     Module.configure_optimizers = space["configure_optimizers"]
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
     module = Module()
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        gradient_clip_val=0.3,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, loader, loader, ckpt_path=checkpoint)
-    trainer.save_checkpoint(folder / f"{steps}.ckpt", weights_only=False)
+    for _ in range(fits):
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            gradient_clip_val=0.3,
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, loader, loader, ckpt_path=checkpoint)
     return [*module.norms[-6:], *outputs_of(module.net)], module
 
 
@@ -236,9 +243,13 @@ def test_lightning(tmp_path):
     rates, norms = ([m.rates for _, m in runs[:2]], runs[0][1].norms)
     assert rates[0] == rates[1] and len(set(rates[0])) == 2  # read inside the step: as set
     assert float(norms[0]) > 0.3  # it clipped
-    lightning(tmp_path, nc.ExpLR, steps=6)
-    resumed, _ = lightning(tmp_path, nc.ExpLR, checkpoint=tmp_path / "6.ckpt")
+    _, stopped = lightning(tmp_path, nc.ExpLR, steps=6)
+    saved = stopped.trainer.checkpoint_callback.best_model_path
+    assert torch.load(saved, weights_only=False)["optimizer_states"][0]["param_groups"][0]["exp_lr"]["x"] < 1
+    resumed, _ = lightning(tmp_path, nc.ExpLR, checkpoint=saved)
     assert gap((runs[1][0], resumed)) < GAP
+    again = [lightning(tmp_path, how, fits=2)[0] for how in attempts[:2]]
+    assert gap(again) < GAP and gap((again[0], runs[0][0])) > VISIBLE
     with pytest.raises(ValueError, match="model must compute the same when the weights of tagged group 0"):
         lightning(tmp_path, nc.ExpLR, groups=of_the_head)
 
@@ -337,3 +348,27 @@ def test_timm(name, mode, options):
     assert runs[1][1]["exp_lr"].log_scale() < -0.01
     outside, _ = timm_run(name, nc.ExpLR, mode=mode, inside=False, **options)
     assert gap((runs[0][0], outside)) > VISIBLE  # weights read in other units
+
+
+OWN = {"lion": "lion", "muon": "muon", "sgdw": "sgdw", "nadamw": "degree0"}
+"""timm's own optimizers, and the rule that each follows."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_optimizers_of_timm_by_their_rule(name):
+    timm = library("timm")
+    x, y = images()
+    runs = []
+    for how in (plain, functools.partial(nc.ExpLR, rule=OWN[name])):
+        model = net()
+        groups = nc.param_groups(model, nc.scale_invariance(model, cross_entropy, (x, y)))
+        optimizer = timm.optim.create_optimizer_v2(groups, name, lr=1e-2, weight_decay=1.0)
+        how(optimizer, model)
+        for _ in range(10):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+        runs.append(outputs_of(model))
+    assert gap(runs) < GAP and optimizer.param_groups[0]["exp_lr"]["x"] < 0.95
+    with pytest.raises(TypeError, match="if its step follows a rule that you know, say so"):
+        nc.ExpLR(timm.optim.create_optimizer_v2(groups, name, lr=1e-2))
