@@ -48,7 +48,7 @@ class Called(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_timm(name):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[integrations]'")
     torch.manual_seed(0)
     options = dict(img_size=32, depth=2, embed_dim=24, num_heads=2) if "vit" in name else {}
     model = timm.create_model(name, num_classes=4, **options)
@@ -71,7 +71,9 @@ free alone, and their gains are against each other."""
 @pytest.mark.parametrize("name", SYMMETRIES)
 def test_transformers(name):
     """A batch as it comes from the tokenizer needs no wrapper."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install -e '.[integrations]'"
+    )
     torch.manual_seed(0)
     small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     small |= dict(tie_word_embeddings=False)
@@ -96,7 +98,9 @@ def test_transformers(name):
 @pytest.mark.slow
 def test_the_doctor_on_a_model_of_transformers():
     """Queries and keys are scale-free alone, the stream jointly, all else but the embedding against a neighbour."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install -e '.[integrations]'"
+    )
     torch.manual_seed(0)
     small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
     small |= dict(intermediate_size=32, num_key_value_heads=2, tie_word_embeddings=False)
