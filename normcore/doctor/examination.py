@@ -160,7 +160,7 @@ def _reciprocal(model: nn.Module, x: Any) -> list[str]:
     """The tensors that may grow as others shrink: of a symmetry with exponents of both signs."""
     found = scaling_symmetries(model, (x, None))
     signed = found.exponents[(found.exponents < 0).any(axis=1)]
-    return list(compress(found.names, signed.any(axis=0)))
+    return list(compress(found.names, (signed != 0).any(axis=0).tolist()))
 
 
 def _groups(
