@@ -31,7 +31,7 @@ GREW = {
     "invariance: scaling_symmetries, verdicts without eps, roles, any forward": 610,
     "curvature: hessian_eigenvalues, hessian_trace, losses that are no means, snapshots under no_grad": 200,
     "checks: one vocabulary of errors for all rooms": 75,
-    "doctor: diagnose, Diagnosis, and its command": 680,
+    "doctor: diagnose, Diagnosis, and its command; reciprocal shares, batches as mappings": 706,
     "lab.transformer, the second net of chapter 18": 85,
     "bookkit.draw: the drawings of Part I and of the front page": 295,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 490,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
 from normcore.invariance.degrees import NO_EPS
-from normcore.invariance.probing import Evaluator, untouched
+from normcore.invariance.probing import Called, Evaluator, call, inputs_and_targets, untouched
 from normcore.invariance.report import InvarianceReport, scale_invariance
+from normcore.invariance.symmetries import scaling_symmetries
 from normcore.norm_dynamics.rates import family_of, look_up
 from normcore.schedules import FloatArray
 
@@ -47,7 +48,7 @@ MEANING = {
 def diagnose(
     model: nn.Module,
     optimizer: Optimizer,
-    batch: tuple[Any, Any],
+    batch: Any,
     *,
     loss_fn: Callable[[Any, Any], Tensor],
     steps: int,
@@ -60,10 +61,12 @@ def diagnose(
     For SGD (momentum, Nesterov) and AdamW all statements are made, for other optimizers those that hold for them.
 
     Args:
-        model: any module, called as model(x); not under an `ExpLR`, whose weights are in other units.
+        model: any module, called as model(x), or as model(**x) if x is a mapping (of whose result the `logits` are
+            taken, if it has such); not under an `ExpLR`, whose weights are in other units.
         optimizer: torch's, over parameters of the model, with the hyper-parameters it starts with.
-        batch: (x, y), as large as the optimizer will see them: S depends on it.
-        loss_fn: scalar loss of (model(x), y).
+        batch: (x, y), or one mapping, as of Hugging Face, whose "labels" are y; as large as the optimizer will see
+            them: S depends on it.
+        loss_fn: scalar loss of (output, y).
         steps: optimizer steps ahead, >= 1.
         scheduler: a torch scheduler of this optimizer.
         scheduler_every: optimizer steps from one `scheduler.step()` to the next.
@@ -89,21 +92,22 @@ def diagnose(
     Source: the papers that each finding names.
 
     """
-    _check(model, optimizer, batch, loss_fn, scheduler)
+    _check(model, optimizer, loss_fn, scheduler)
+    x, y = inputs_and_targets(batch)
     checked_count("steps", steps)
     rates = rates_ahead(optimizer, scheduler, steps, checked_count("scheduler_every", scheduler_every))
     with untouched(model, train=True), torch.enable_grad():
-        grads = _gradients(model, loss_fn, batch)
-        joint, roles = _roles(scale_invariance(model, loss_fn, batch))
+        grads = _gradients(model, loss_fn, x, y)
+        joint, roles = _roles(scale_invariance(model, loss_fn, (x, y)))
         groups = _groups(model, optimizer, joint, roles, rates, grads)
-        findings = [_scale_free(groups, grads, roles)]
+        findings = [_scale_free(groups, grads, roles, _reciprocal(model, x))]
         for group in groups:
             findings += [_decay(group), *(_equilibrium(group) if group.free else ())]
         if isinstance(scheduler, ReduceLROnPlateau):
             unknown = "the scheduler follows a metric, which cannot be foreseen: rates are read as constant"
             findings.append(say("change", unknown, "note"))
-        findings += [_layer_eps(model, batch[0], groups), *_adam_eps(optimizer, grads)]
-        findings.append(_curvature(model, loss_fn, batch, groups))
+        findings += [_layer_eps(model, x, groups), *_adam_eps(optimizer, grads)]
+        findings.append(_curvature(model, loss_fn, (x, y), groups))
     for what, ratios in (("batch x2", (2.0, 1.0)), ("epochs x2", (1.0, 2.0))):
         for f in (group.planned(*ratios) for group in groups):
             findings.append(say(f.name.replace("/", f"/{what}, "), f.text, f.level, **f.value))
@@ -112,12 +116,11 @@ def diagnose(
     return Diagnosis(title, tuple(findings), tuple(groups))
 
 
-def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any) -> None:
+def _check(model: Any, optimizer: Any, loss_fn: Any, scheduler: Any) -> None:
     """Raise TypeError or ValueError for arguments that do not belong together."""
     for name, value, holds, wanted in (
         ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
         ("optimizer", optimizer, isinstance(optimizer, Optimizer), "a torch.optim.Optimizer"),
-        ("batch", batch, isinstance(batch, tuple | list) and len(batch) == 2, "a pair (x, y)"),
         ("loss_fn", loss_fn, callable(loss_fn), "callable"),
         ("scheduler", scheduler, isinstance(scheduler, LRScheduler | None), "a torch LRScheduler or None"),
     ):
@@ -133,12 +136,12 @@ def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any)
         raise ValueError("optimizer must not be under an ExpLR, got one: diagnose before it is attached")
 
 
-def _gradients(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Tensor]:
+def _gradients(model: nn.Module, loss_fn: Any, x: Any, y: Any) -> dict[str, Tensor]:
     """The gradient of each trainable parameter, by name."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError("model must have a trainable parameter, got none")
-    loss = loss_fn(model(batch[0]), batch[1])
+    loss = loss_fn(call(model, x), y)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite()):
         raise ValueError(f"loss_fn must give one finite number on the batch, got {loss!r}")
     found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True, materialize_grads=True)
@@ -146,15 +149,18 @@ def _gradients(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Tensor]:
 
 
 def _roles(report: InvarianceReport) -> tuple[list[tuple[str, ...]], dict[str, str]]:
-    """The jointly scale-free sets, and name -> alone, jointly, inert, undetermined or rest.
-
-    RECIPROCAL: rows of `scaling_symmetries(model, batch)` with entries of both signs make a sixth role here, on
-    which weight decay is a rebalancing; it then gets its line in MEANING.
-    """
-    joint = [group.names for group in report.groups.values() if group.verdict == "yes"]
-    roles = {"yes": "alone", "no": "rest", "undetermined": "undetermined"}
+    """The jointly scale-free sets, and name -> alone, jointly, inert, undetermined or rest; eps has its own finding."""
+    joint = [group.names for group in report.groups.values() if group.verdict.startswith("yes")]
+    roles = {"yes": "alone", "yes but for eps": "alone", "no": "rest", "undetermined": "undetermined"}
     found = {name: "inert" if v.inert else roles[v.verdict] for name, v in report.tensors.items()}
     return joint, found | {name: "jointly" for names in joint for name in names}
+
+
+def _reciprocal(model: nn.Module, x: Any) -> list[str]:
+    """The tensors that may grow as others shrink: of a symmetry with exponents of both signs."""
+    found = scaling_symmetries(model, (x, None))
+    signed = found.exponents[(found.exponents < 0).any(axis=1)]
+    return list(compress(found.names, (signed != 0).any(axis=0).tolist()))
 
 
 def _groups(
@@ -185,19 +191,27 @@ def _groups(
     return groups
 
 
-def _scale_free(groups: Sequence[Group], grads: Mapping[str, Tensor], roles: Mapping[str, str]) -> Finding:
-    """Shares of the trainable weights, and those that nobody trains."""
-    total, held = (
-        sum(g.numel() for g in grads.values()),
-        [n for g in groups for ns in g.names.values() for n in ns],
-    )
-    shares = {role: sum(grads[n].numel() for n in grads if roles[n] == role) / total for role in MEANING}
-    text = f"of {total:,} trainable weights " + ", ".join(
-        f"{share:.1%} {role}" for role, share in shares.items()
-    )
+def _scale_free(
+    groups: Sequence[Group], grads: Mapping[str, Tensor], roles: Mapping[str, str], pairs: Sequence[str]
+) -> Finding:
+    """Shares of the trainable weights, by role and of those in pairs beside it, and those that nobody trains."""
+    sizes = {name: grad.numel() for name, grad in grads.items()}
+    total, held = sum(sizes.values()), [n for g in groups for ns in g.names.values() for n in ns]
+    shares = {role: sum(sizes[n] for n in sizes if roles[n] == role) / total for role in MEANING}
+    opposed = {"share": sum(sizes[name] for name in pairs) / total, "names": list(pairs)}
+    text = f"of {total:,} trainable weights " + ", ".join(f"{s:.1%} {role}" for role, s in shares.items())
+    text += f"; {opposed['share']:.1%} reciprocally (one up, another down: decay balances the two)"
     idle = [name for name in grads if name not in held]
     text += f". In no group of the optimizer: {_some(idle)}" if idle else ""
-    return say("scale-free", text, "warning" if idle else "ok", shares=shares, weights=total, idle=idle)
+    return say(
+        "scale-free",
+        text,
+        "warning" if idle else "ok",
+        shares=shares,
+        reciprocal=opposed,
+        weights=total,
+        idle=idle,
+    )
 
 
 def _decay(group: Group) -> Finding:
@@ -310,7 +324,7 @@ def _adam_eps(optimizer: Optimizer, grads: Mapping[str, Tensor]) -> Iterator[Fin
 def _curvature(model: nn.Module, loss_fn: Any, batch: Any, groups: Sequence[Group]) -> Finding:
     """The top Hessian eigenvalue and the edges it gives, beside the rate in use."""
     try:
-        found = hessian_top_eigenvalue(model, loss_fn, batch, tol=1e-2, max_matvecs=80)
+        found = hessian_top_eigenvalue(Called(model), loss_fn, batch, tol=1e-2, max_matvecs=80)
         phases = lr_phases(found)
     except (ValueError, RuntimeError) as error:
         return say("curvature", f"no edges: {error}", "note")

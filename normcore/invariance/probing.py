@@ -189,6 +189,18 @@ def call(model: nn.Module, x: Any) -> Any:
     return getattr(result, "logits", result)
 
 
+class Called(nn.Module):
+    """The model as one that is called as model(x), whatever x is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        """What `call` gives."""
+        return call(self.model, x)
+
+
 class Evaluator:
     """f(weights) of a model on fixed inputs, with the same random draws and buffers at every call."""
 

@@ -1,7 +1,9 @@
 """The doctor's statements against training, a dense Hessian, closed forms and nets without norms; and no trace left."""
 
 import copy
+import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -195,6 +197,66 @@ def test_without_norms_weight_decay_is_a_penalty():
         f.name.startswith(("equil", "run")) for f in d.findings
     )
     assert d.warnings == []
+
+
+RECIPROCAL = {
+    "a ReLU net: all but the last bias": (
+        [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)],
+        ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight"],
+        (24 + 6 + 30 + 5 + 15) / (24 + 6 + 30 + 5 + 15 + 3),
+    ),
+    "a normalized one: gain and shift against the layer behind": (
+        [nn.Linear(4, 6, bias=False), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)],
+        ["1.weight", "1.bias", "3.weight"],
+        (6 + 6 + 18) / (24 + 6 + 6 + 18 + 3),
+    ),
+    "tanh knows no scale": ([nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)], [], 0.0),
+}
+
+
+@pytest.mark.parametrize("name", RECIPROCAL)
+def test_weights_that_are_scale_free_against_each_other(name):
+    layers, names, share = RECIPROCAL[name]
+    net = copy.deepcopy(nn.Sequential(*layers)).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=0.1)
+    d = diagnose(net, optimizer, batch_of(), loss_fn=mse_loss, steps=10)
+    told = d["scale-free"].value["reciprocal"]
+    assert told["names"] == names and told["share"] == pytest.approx(share)
+    said = f"; {share:.1%} reciprocally"
+    assert said in " ".join(str(d).split()) and said in d._repr_html_()
+    assert json.loads(d.to_json())["findings"][0]["value"]["reciprocal"] == told
+    assert sum(d["scale-free"].value["shares"].values()) == pytest.approx(1.0)  # it stands beside the roles
+
+
+def test_a_batch_as_of_hugging_face():
+    """One mapping of keyword arguments with its labels says what a pair says."""
+
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plain(norm=True)
+
+        def forward(self, values, labels=None):
+            return types.SimpleNamespace(logits=self.net(values))
+
+    x, y = batch_of()
+    pages = []
+    for net, batch in ((Keywords(), {"values": x, "labels": y}), (plain(norm=True), (x, y))):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=0.1)
+        pages.append(str(diagnose(net, optimizer, batch, loss_fn=mse_loss, steps=10)))
+    assert pages[0].replace("net.", "").split() == pages[1].split()
+
+
+def test_an_eps_that_blurs_leaves_the_roles():
+    net = plain(norm=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.01)
+    net[1].eps = 1.0
+    d = diagnose(net, optimizer, batch_of(), loss_fn=mse_loss, steps=10)
+    assert d["weight decay/group 0"].value["names"]["jointly"] == ["0.weight", "0.bias"]
+    net[0].bias = None
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.01)
+    d = diagnose(net, optimizer, batch_of(), loss_fn=mse_loss, steps=10)
+    assert d["weight decay/group 0"].value["names"]["alone"] == ["0.weight"] and "eps" in d.warnings
 
 
 def test_where_weight_decay_is_which():

@@ -1,5 +1,7 @@
 """Models of other libraries, small and with random weights; skipped where the library is absent."""
 
+import re
+
 import pytest
 import torch
 from invariance_nets import plain_copy, times_ten
@@ -9,6 +11,15 @@ import normcore as nc
 
 X = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 4
+IDS = torch.randint(50, (4, 8), generator=torch.Generator().manual_seed(0))
+
+
+def next_token(logits, labels):
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def logits(model, x):
+    return model(input_ids=x).logits
 
 
 def holds(model, x, report, forward=None, bound=1e-6):
@@ -37,7 +48,7 @@ class Called(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_timm(name):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install -e '.[integrations]'")
     torch.manual_seed(0)
     options = dict(img_size=32, depth=2, embed_dim=24, num_heads=2) if "vit" in name else {}
     model = timm.create_model(name, num_classes=4, **options)
@@ -50,26 +61,67 @@ def test_timm(name):
         assert any("cls_token" in g.names and "pos_embed" in g.names for g in report.groups.values())
 
 
+SYMMETRIES = {"Llama": 2 * 5 + 2, "GPT2": 2 * 2 + 2, "Qwen3": 2 * 7 + 2}
+"""Of two layers each, and the last norm against the head, and the stream. GPT-2 has its two norms against what lies
+behind; Llama both, query against key, value against output, up against down; with normed queries and keys these are
+free alone, and their gains are against each other."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Llama", "GPT2", "Qwen3"])
+@pytest.mark.parametrize("name", SYMMETRIES)
 def test_transformers(name):
     """A batch as it comes from the tokenizer needs no wrapper."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install -e '.[integrations]'"
+    )
     torch.manual_seed(0)
     small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     small |= dict(tie_word_embeddings=False)
-    small |= {} if name == "GPT2" else dict(intermediate_size=32, num_key_value_heads=2)
+    quiet = dict(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)  # ten times must mean the same draws
+    small |= quiet if name == "GPT2" else dict(intermediate_size=32, num_key_value_heads=2)
     config = getattr(transformers, f"{name}Config")(**small)
     model = getattr(transformers, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config)
-    ids = torch.randint(50, (4, 8), generator=torch.Generator().manual_seed(0))
-
-    def loss(logits, labels):
-        return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-
-    report = nc.scale_invariance(model, loss, {"input_ids": ids, "labels": ids})
+    batch = {"input_ids": IDS, "labels": IDS}
+    report = nc.scale_invariance(model, next_token, batch)
     assert sum("embed" in n or "wte" in n for g in report.groups.values() for n in g.names) == 1
-    found = nc.scaling_symmetries(model, {"input_ids": ids})
-    assert found.dimension == len(found.exponents) >= 7
+    if name != "Qwen3":  # its norms of queries and keys round in float32, tenfold or not
+        holds(model, IDS, report, logits, bound=1e-5)
+    found = nc.scaling_symmetries(model, {"input_ids": IDS})
+    assert found.dimension == len(found.exponents) == SYMMETRIES[name]
+
+    groups = {g["name"]: g for g in nc.param_groups(model, report, no_decay=True, weight_decay=0.1)}
+    weights = {p: n for n, p in model.named_parameters()}
+    bare = {weights[p] for p in groups["no_decay"]["params"]}
+    assert bare == {n for n, p in model.named_parameters() if p.dim() == 1 or re.search("embed|wte|wpe", n)}
+
+
+@pytest.mark.slow
+def test_the_doctor_on_a_model_of_transformers():
+    """Queries and keys are scale-free alone, the stream jointly, all else but the embedding against a neighbour."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install -e '.[integrations]'"
+    )
+    torch.manual_seed(0)
+    small = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
+    small |= dict(intermediate_size=32, num_key_value_heads=2, tie_word_embeddings=False)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small))
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+
+    def share(pattern):
+        return sum(size for n, size in sizes.items() if re.search(pattern, n)) / sum(sizes.values())
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    page = nc.diagnose(model, optimizer, {"input_ids": IDS, "labels": IDS}, loss_fn=next_token, steps=100)
+    told = page["scale-free"].value
+    assert told["shares"]["alone"] == pytest.approx(share("[qk]_proj"))
+    stream = page["weight decay/group 0"].value["names"]["jointly"]
+    scaled = {f"model.{name}": 1 for name in stream}
+    run = Called(plain_copy(model), logits)
+    assert times_ten(run, IDS, scaled) < 1e-4  # its norms round in float32
+    assert times_ten(run, IDS, scaled | {"model.lm_head.weight": 1}) > 1.0
+    assert "model.embed_tokens.weight" in stream and len(stream) == 5
+    assert told["reciprocal"]["share"] == pytest.approx(1 - share("[qk]_proj|embed"))
+    assert page["curvature"].value["curvature"] > 0
 
 
 @pytest.mark.slow
