@@ -41,13 +41,7 @@ BLOCKS = {
 }
 INK, GREY = "#333333", "#666666"
 RAY: dict[str, Any] = {"color": "#cccccc", "linewidth": 1.0, "zorder": 1}
-WORDS: dict[str, Any] = {
-    "va": "center",
-    "fontsize": 12,
-    "annotation_clip": False,
-    "textcoords": "offset points",
-    "zorder": 6,
-}
+WORDS: dict[str, Any] = {"va": "center", "annotation_clip": False, "textcoords": "offset points", "zorder": 6}
 HALO: dict[str, Any] = {"path_effects": [withStroke(linewidth=3, foreground="white")]}
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
 
@@ -94,7 +88,7 @@ def _panel(ax: Axes | None, *, frame: bool = False) -> Axes:
 
 def _say(ax: Axes, text: str, at: Any, offset: Any = (0, 0), color: str = INK, **options: Any) -> None:
     """Words beside a point; the offset is in points."""
-    ax.annotate(text, tuple(at), xytext=offset, color=color, **{**WORDS, **options})
+    ax.annotate(text, tuple(at), xytext=offset, color=color, **{"fontsize": 12, **WORDS, **options})
 
 
 def _arrow(ax: Axes, tail: Any, head: Any, color: str = INK, width: float = 2.0) -> None:
@@ -185,12 +179,8 @@ def phase_boundary(ax: Axes | None = None) -> Axes:
     ax, (theta, buffer, (before, after)) = _panel(ax), boundary()
     old, new = buffer - before * theta, buffer - after * theta
     ax.plot(*np.array([old - 0.1 * theta, buffer + 0.2 * theta]).T, **RAY)
-    for head, color in (
-        (theta, INK),
-        (buffer, plots.DECAY),
-        (old, plots.EXPONENTIAL),
-        (new, plots.EXPONENTIAL),
-    ):
+    colors = INK, plots.DECAY, plots.EXPONENTIAL, plots.EXPONENTIAL
+    for head, color in zip((theta, buffer, old, new), colors, strict=True):
         _arrow(ax, (0, 0), head, color)
     _arrow(ax, old, new, plots.OTHER, 3.0)
     _say(ax, r"weights $\theta$", theta, (0, 14), ha="right")
@@ -283,11 +273,8 @@ def write(folder: Path) -> None:
         for picture in (two_runs, rates, norms, losses, mark):
             figure = picture().get_figure(root=True)
             assert figure is not None
-            options: dict[str, Any] = {
-                "facecolor": figure.get_facecolor(),
-                "metadata": {"Date": None, "Creator": None},
-            }
-            figure.savefig(folder / f"{picture.__name__}.svg", **options)
+            about: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
+            figure.savefig(folder / f"{picture.__name__}.svg", facecolor=figure.get_facecolor(), **about)
             plt.close(figure)
 
 

@@ -173,10 +173,7 @@ def _groups(
         units = []
         for unit in [*((name,) for name in names["alone"]), *joint]:
             if set(unit) <= set(held):
-                norm, grad = (
-                    math.hypot(*(float(source[n].detach().double().norm()) for n in unit))
-                    for source in (weights, grads)
-                )
+                norm, grad = (_norm(source, unit) for source in (weights, grads))
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
         family = family_of(optimizer, own)
@@ -185,16 +182,17 @@ def _groups(
     return groups
 
 
+def _norm(tensors: Mapping[str, Tensor], names: Sequence[str]) -> float:
+    return math.hypot(*(float(tensors[name].detach().double().norm()) for name in names))
+
+
 def _scale_free(groups: Sequence[Group], grads: Mapping[str, Tensor], roles: Mapping[str, str]) -> Finding:
     """Shares of the trainable weights, and those that nobody trains."""
-    total, held = (
-        sum(g.numel() for g in grads.values()),
-        [n for g in groups for ns in g.names.values() for n in ns],
-    )
+    total = sum(g.numel() for g in grads.values())
     shares = {role: sum(grads[n].numel() for n in grads if roles[n] == role) / total for role in MEANING}
-    text = f"of {total:,} trainable weights " + ", ".join(
-        f"{share:.1%} {role}" for role, share in shares.items()
-    )
+    told = ", ".join(f"{share:.1%} {role}" for role, share in shares.items())
+    text = f"of {total:,} trainable weights {told}"
+    held = {name for group in groups for names in group.names.values() for name in names}
     idle = [name for name in grads if name not in held]
     text += f". In no group of the optimizer: {_some(idle)}" if idle else ""
     return say("scale-free", text, "warning" if idle else "ok", shares=shares, weights=total, idle=idle)
@@ -328,13 +326,8 @@ def _curvature(model: nn.Module, loss_fn: Any, batch: Any, groups: Sequence[Grou
         text += f" {edge:.3g} that a quadratic has at momentum {m:g}"
         text += "; beyond it scale-free weights grow until they are below" if free and peak > edge else ""
         level = "ok" if peak <= edge else "note" if free or lr <= 2 * edge else "warning"
-    value = {
-        "curvature": found.value,
-        "critical_lr": phases.critical_lr,
-        "max_lr": phases.max_lr,
-        "edge": edge,
-    }
-    return say("curvature", text, level, lr=lr, peak_lr=peak, **value)
+    edges = {"critical_lr": phases.critical_lr, "max_lr": phases.max_lr, "edge": edge}
+    return say("curvature", text, level, lr=lr, peak_lr=peak, curvature=found.value, **edges)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -129,10 +129,8 @@ def load(path: str | Path) -> Stored | None:
         found = Stored(content.pop("settings"), content.pop("runs"))
         if any(run.keys() != RUN_KEYS for run in found.runs):
             raise ValueError("a run has not the entries of a run")
-        if content not in (
-            {},
-            {"sha256": _checksum(found.settings, found.runs)},
-        ):  # the oldest files have none
+        # the oldest files have no checksum
+        if content not in ({}, {"sha256": _checksum(found.settings, found.runs)}):
             raise ValueError("the checksum is that of something else")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

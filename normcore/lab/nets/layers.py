@@ -58,9 +58,8 @@ def simplex_frame(classes: int, features: int) -> Tensor:
     if classes < 2:
         raise ValueError(f"classes must be >= 2 for an 'etf' head, got {classes}")
     if features < classes - 1:
-        raise ValueError(
-            f"features must be >= classes - 1 for an 'etf' head, got {features} for {classes} classes"
-        )
+        need = ">= classes - 1 for an 'etf' head"
+        raise ValueError(f"features must be {need}, got {features} for {classes} classes")
     centred = torch.eye(classes, dtype=torch.float64) - 1 / classes
     basis = torch.linalg.qr(centred[:, :-1])[0]  # of the vectors that sum to 0
     draw = torch.randn(features, classes - 1, dtype=torch.float64)
@@ -93,43 +92,37 @@ class Standardised:
     eps, gain = 0.0, 1.0
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        """The layer's output."""
         weight = standardised(self.weight, self.eps, self.gain)
         out: Tensor = F.linear(x, weight) if self.weight.ndim == 2 else self._conv_forward(x, weight, None)
         return out
 
 
 class StandardisedLinear(Standardised, nn.Linear):
-    """A linear layer with standardised weights."""
+    """For features."""
 
 
 class StandardisedConv1d(Standardised, nn.Conv1d):
-    """A 1-d convolution with standardised weights."""
+    """For signals."""
 
 
 class StandardisedConv2d(Standardised, nn.Conv2d):
-    """A 2-d convolution with standardised weights."""
+    """For images."""
 
 
-WEIGHTS = {
-    0: (nn.Linear, StandardisedLinear),
-    1: (nn.Conv1d, StandardisedConv1d),
-    2: (nn.Conv2d, StandardisedConv2d),
-}
-"""Dimensions of the signal -> the plain layer and the one with standardised weights."""
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+STANDARDISED = (StandardisedLinear, StandardisedConv1d, StandardisedConv2d)
+"""Layers by the dimensions of the signal."""
 
 
 class Affine(nn.Module):
     """A trained gain and shift for each channel, where weights rather than outputs are normalised."""
 
     def __init__(self, channels: int) -> None:
-        """Start at gain 1 and shift 0."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gain times x plus shift, channel by channel."""
         shape = (-1, *[1] * (x.dim() - 2))
         return x * self.weight.view(shape) + self.bias.view(shape)
 
@@ -182,7 +175,7 @@ def weight_layer(
     standardise = norm == WEIGHT_STANDARDISED
     if standardise and fan_in * kernel**dims < 2:
         raise ValueError(f"norm={norm!r} must have at least 2 weights to an output, got {fan_in}")
-    make = WEIGHTS[dims][standardise]
+    make = (STANDARDISED if standardise else PLAIN)[dims]
     shape = (kernel, stride, kernel // 2) if dims else ()
     layer: nn.Module = make(fan_in, width, *shape, bias=False)
     if standardise:

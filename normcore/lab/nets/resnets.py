@@ -21,12 +21,14 @@ MakeConv = Callable[[int, int, int, int], nn.Module]
 
 
 class PreActivationBlock(nn.Module):
-    """norm-ReLU-conv twice, beside a shortcut: the identity, or norm-ReLU-1x1 convolution."""
+    """norm-ReLU-conv twice, beside a shortcut: the identity, or, in the first of a stage, norm-ReLU-1x1 convolution.
+
+    `bare` leaves the norm out of the latter.
+    """
 
     def __init__(
         self, fan_in: int, width: int, stride: int, conv: MakeConv, norm: MakeNorm, first: bool, bare: bool
     ) -> None:
-        """Build the layers; `first` has a projection, and `bare` leaves out its norm."""
         super().__init__()
         self.norm1, self.conv1 = norm(fan_in), conv(fan_in, width, 3, stride)
         self.norm2, self.conv2 = norm(width), conv(width, width, 3, 1)
@@ -35,18 +37,16 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Sequential(*layers) if first else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
         y = self.conv1(self.norm1(x).relu())
         return self.shortcut(x) + self.conv2(self.norm2(y).relu())  # type: ignore[no-any-return]
 
 
 class PostActivationBlock(nn.Module):
-    """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm), ReLU."""
+    """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm where sizes change), ReLU."""
 
     def __init__(
         self, fan_in: int, width: int, stride: int, conv: MakeConv, norm: MakeNorm, first: bool, bare: bool
     ) -> None:
-        """Build the layers; a change of width or size needs a projection."""
         super().__init__()
         self.conv1, self.norm1 = conv(fan_in, width, 3, stride), norm(width)
         self.conv2, self.norm2 = conv(width, width, 3, 1), norm(width)
@@ -55,7 +55,6 @@ class PostActivationBlock(nn.Module):
         self.shortcut = nn.Sequential(*layers) if needed else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
         y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
         return (self.shortcut(x) + y).relu()  # type: ignore[no-any-return]
 

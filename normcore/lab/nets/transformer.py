@@ -15,15 +15,12 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.q_norm, self.k_norm = (
-            nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
-        )
+        norms = (nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
+        self.q_norm, self.k_norm = norms
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixed values, (batch, tokens, dim)."""
-        q, k, v = (
-            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v)
-        )
+        all_heads = (part(x).unflatten(-1, (self.heads, -1)) for part in (self.q, self.k, self.v))
+        q, k, v = (part.transpose(1, 2) for part in all_heads)
         mixed = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -38,13 +35,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The residual stream after the block."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """See `transformer`."""
+    """See `transformer`; gives logits of images (batch, 1, pixels, pixels)."""
 
     def __init__(self, dim: int, blocks: int, heads: int, qk_norm: bool, pixels: int, classes: int) -> None:
         super().__init__()
@@ -53,7 +49,6 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images (batch, 1, pixels, pixels)."""
         tokens = self.blocks(self.embed(x.squeeze(1)) + self.place)
         return self.head(self.norm(tokens).mean(dim=1))  # type: ignore[no-any-return]
 
