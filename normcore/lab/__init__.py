@@ -24,7 +24,7 @@ from normcore.lab.toys.last_layer import ToyRun, escape_steps, theorem_3_1_bound
 from normcore.lab.toys.sde import SDERun, brownian_path, simulate_sde
 from normcore.lab.toys.valley import ValleyRun, spikes, valley
 from normcore.lab.training.checkpoint import load_checkpoint, save_checkpoint
-from normcore.lab.training.history import CellResult, History, Sweep
+from normcore.lab.training.history import History
 from normcore.lab.training.loop import rounding_twin, run, train
 from normcore.lab.training.probes import (
     SWA,
@@ -38,7 +38,7 @@ from normcore.lab.training.probes import (
     weight_norm,
     weight_vector,
 )
-from normcore.lab.training.sweep import grid, sweep
+from normcore.lab.training.sweep import CellResult, Sweep, grid, sweep
 
 __all__ = [
     # data

@@ -143,8 +143,7 @@ def _read_folder(folder: Path, image_size: int | None) -> tuple[Tensor, Tensor, 
             sizes = f"{_size(images)} and {_size(pixels)} ({path})"
             raise ValueError(f"images must have one size, got {sizes}; image_size=32, say, makes them so")
         images[i] = pixels
-    if images is None:  # torchvision refuses a folder without images
-        raise FileNotFoundError(f"no images in {folder}")
+    assert images is not None  # torchvision refuses a folder without images
     labels = torch.tensor([found.samples[j][1] for j in order], dtype=torch.int64)
     return images, labels, tuple(found.classes)
 

@@ -158,15 +158,12 @@ def _batches(
         return
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
-    if isinstance(seeds, int | np.integer):
-        common, own = True, [seeds]
-    else:
-        common, own = False, list(range(runs) if seeds is None else seeds)
+    common = isinstance(seeds, int | np.integer)
+    own: Any = [seeds] if common else range(runs) if seeds is None else seeds
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
-    generators = [
-        torch.Generator().manual_seed(int(seed)) for seed in own
-    ]  # on the CPU: the same for all devices
+    # on the CPU: the same for all devices
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in own]
     x, fit = x.reshape(len(x), -1), len(x) // batch_size  # rows are gathered faster than images
     while True:
         if replacement:

@@ -137,7 +137,6 @@ class Stack(nn.Module):
         return enters, leaves
 
     def _rows(self, x: Tensor, own: bool | None) -> Tensor:
-        """The inputs as (R, B, inputs)."""
         runs, inputs = self.weights[0].shape[:2]
         common_fits = x.ndim > 1 and x.shape[1:].numel() == inputs
         own_fits = x.ndim > 2 and len(x) == runs and x.shape[2:].numel() == inputs
@@ -205,7 +204,7 @@ def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
 @torch.no_grad()
 def stack_weights(stack: Stack) -> Tensor:
     """Each run's trained weights as one vector, (R, n): a probe for `descend`."""
-    return torch.cat([w.detach().flatten(1) for w in stack.weights], dim=1)
+    return torch.cat([w.flatten(1) for w in stack.weights], dim=1)
 
 
 def stack_norms(stack: Stack) -> Tensor:
@@ -301,10 +300,9 @@ def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
     enters, leaves = nets.layers(x)
     outputs, trained = leaves[-1], range(len(nets.weights))
     runs, m, classes = outputs.shape
-    returns = [
-        torch.autograd.grad(outputs[:, :, k].sum(), [leaves[i] for i in trained], retain_graph=True)
-        for k in range(classes)
-    ]
+    inner = [leaves[i] for i in trained]
+    sums = [outputs[:, :, k].sum() for k in range(classes)]
+    returns = [torch.autograd.grad(total, inner, retain_graph=True) for total in sums]
     kernel = outputs.new_zeros(runs, m, classes, m, classes)
     for i in trained:
         # An output's gradient in a linear layer is the outer product of what enters and what comes back, so that

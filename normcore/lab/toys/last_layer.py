@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from normcore.checks import checked, checked_count
+from normcore.checks import checked, checked_count, require
 from normcore.lab.measure import first_nan
 
 FloatArray = NDArray[np.float64]
@@ -86,10 +86,9 @@ def toy(
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
-    if not lr * weight_decay < 1:
-        raise ValueError(
-            f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
-        )
+    require(
+        "weight_decay", weight_decay, f"such that lr*weight_decay < 1 at lr={lr!r}", lr * weight_decay < 1
+    )
     checked_count("steps", steps), checked_count("runs", runs)
     checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
     rng = np.random.default_rng(seed)

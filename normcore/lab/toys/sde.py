@@ -165,9 +165,8 @@ def brownian_path(
         True
 
     """
-    return torchsde.BrownianInterval(
-        0.0, float(steps), size=shape, dtype=dtype, device=device, entropy=seed, cache_size=None
-    )
+    options = {"dtype": dtype, "device": device, "entropy": seed, "cache_size": None}
+    return torchsde.BrownianInterval(0.0, float(steps), size=shape, **options)
 
 
 def simulate_sde(
@@ -233,7 +232,6 @@ def simulate_sde(
 
 
 def _rate(name: str, rate: float | Rate, **limits: float) -> Rate:
-    """The rate as a function of time."""
     if callable(rate):
         return lambda t: float(rate(float(t)))
     fixed = float(checked(name, rate, **limits))
@@ -241,7 +239,6 @@ def _rate(name: str, rate: float | Rate, **limits: float) -> Rate:
 
 
 def _factor(noise: Any, start: Tensor) -> Factor:
-    """The noise as a function from unit vectors to factors."""
     if callable(noise):
         return noise  # type: ignore[no-any-return]
     a, dim = torch.as_tensor(noise, dtype=start.dtype), start.shape[1]
@@ -267,9 +264,8 @@ def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, e
         return
     here, there = loss(start), loss(3.0 * start)
     if here.shape != start.shape[:1]:
-        raise ValueError(
-            f"loss must give one value for each of {len(start)} runs, got shape {tuple(here.shape)}"
-        )
+        need = f"one value for each of {len(start)} runs"
+        raise ValueError(f"loss must give {need}, got shape {tuple(here.shape)}")
     if not torch.allclose(here, there, rtol=1e-5, atol=1e-8):
         values = f"{float(here[0])!r} at w and {float(there[0])!r} at 3 w"
         raise ValueError(f"loss must be scale-invariant, got {values}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from normcore.checks import checked, checked_count
+from normcore.checks import checked, checked_count, require
 
 RANGE = 1e-150, 1e150
 """Where the square of x^2 + y^2 is a number."""
@@ -69,10 +69,9 @@ def valley(
 
     """
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0), checked_count("steps", steps)
-    if not lr * weight_decay < 1:
-        raise ValueError(
-            f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
-        )
+    require(
+        "weight_decay", weight_decay, f"such that lr*weight_decay < 1 at lr={lr!r}", lr * weight_decay < 1
+    )
     x, y = (float(value) for value in start)
     if not RANGE[0] < x * x + y * y < RANGE[1]:
         raise ValueError(f"start must have x^2 + y^2 in {RANGE}, got {start!r}")
