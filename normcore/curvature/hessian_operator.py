@@ -154,9 +154,8 @@ class HessianOperator(SymmetricOperator):
         """The gradient at shifted weights, from first-order operations only."""
         pieces = self.snapshot.named(shift)
         moved = {n: (p.detach() + pieces[n]).requires_grad_() for n, p in self.snapshot.leaves.items()}
-        return flatten(
-            self.snapshot.run(lambda model: grad(self._loss(model, x, y), list(moved.values())), moved)
-        )
+        work = lambda model: grad(self._loss(model, x, y), list(moved.values()))  # noqa: E731
+        return flatten(self.snapshot.run(work, moved))
 
     def _difference(self, vector: Tensor) -> Tensor:
         """H v by central differences; the first product searches the step."""
@@ -167,7 +166,6 @@ class HessianOperator(SymmetricOperator):
         return norm * (self._search(unit) if self._step == 0.0 else self._central(unit, self._step))
 
     def _central(self, unit: Tensor, h: float) -> Tensor:
-        """(g(w + h u) - g(w - h u)) / 2h."""
         return (self._sum(self._gradient, h * unit) - self._sum(self._gradient, -h * unit)) / (2 * h)
 
     def _search(self, unit: Tensor) -> Tensor:
@@ -213,8 +211,7 @@ def _share(whole: Tensor, alone: Tensor, chunk_size: int) -> float:
         return 0.0
     share = float(whole.double() @ alone.double() / alone.double().square().sum())
     if not float((whole - share * alone).norm()) <= default_tolerance(whole.dtype) * float(whole.norm()):
-        raise ValueError(
-            f"loss_fn must be a sum or mean over samples, weighted or not, when chunk_size={chunk_size}, got one "
-            "whose gradient on a chunk is no multiple of that of the chunk alone"
-        )
+        need = f"a sum or mean over samples, weighted or not, when chunk_size={chunk_size}"
+        got = "one whose gradient on a chunk is no multiple of that of the chunk alone"
+        raise ValueError(f"loss_fn must be {need}, got {got}")
     return share

@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 from torch.nn import functional
 
-from normcore.curvature.snapshot import Snapshot, flatten, grad
+from normcore.curvature.snapshot import Snapshot, flatten, grad, uses_batch_statistics
 
 SLOW = 20.0
 """Arithmetic operations in the time that one number takes to come from memory."""
@@ -66,7 +66,7 @@ class Rows:
         self.matrix = rows.flatten(0, 1)
 
     def apply(self, u: Tensor) -> Tensor:
-        """The layer's part of the kernel times u (m, K)."""
+        """As that of `Factors`."""
         return (self.matrix @ (u.flatten() @ self.matrix)).view_as(u)
 
 
@@ -132,10 +132,8 @@ class StructuredKernel:
         built: dict[Any, tuple[Plan, Tensor]] = {}
         for i, (use, plan) in enumerate(zip(uses, plans, strict=True)):
             stacked, key = torch.stack(forms.pop(0), dim=1), use.module if plan.part is Rows else i
-            built[key] = (
-                plan,
-                built[key][1] + stacked if key in built else stacked,
-            )  # rows of one layer add up
+            # rows of one layer add up
+            built[key] = plan, built[key][1] + stacked if key in built else stacked
         self.parts = [plan.part(stacked) for plan, stacked in built.values()]
         self._compare(snapshot, flat)
 
@@ -154,9 +152,8 @@ class StructuredKernel:
         found = float((u * self.apply(u)).double().sum())
         tolerance = 1e-9 if flat.dtype == torch.float64 else 1e-3
         if not abs(found - truth) <= tolerance * abs(truth):
-            raise Unstructured(
-                f"samples or parameters that interact: a product gives {found:.6g} for {truth:.6g}"
-            )
+            numbers = f"{found:.6g} for {truth:.6g}"
+            raise Unstructured(f"samples or parameters that interact: a product gives {numbers}")
 
 
 def _layers(snapshot: Snapshot) -> list[nn.Module]:
@@ -254,9 +251,7 @@ def with_ones(module: Any, x: Tensor) -> Tensor:
 
 def normalized(module: Any, x: Tensor) -> Tensor:
     """The input of a norm layer as it is before gain and shift: the layer at gain 1 and shift 0."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-        module.training or module.running_mean is None
-    ):
+    if uses_batch_statistics(module):
         raise Unstructured(f"a {type(module).__name__} with batch statistics")
     plain = {name: torch.full_like(p, float(name == "weight")) for name, p in module.named_parameters()}
     with torch.no_grad():
@@ -266,10 +261,8 @@ def normalized(module: Any, x: Tensor) -> Tensor:
 
 def norm_row(module: Any, normal: Tensor, samples: int, delta: Tensor) -> Tensor:
     """Gradients of gain and shift, (m, parameters)."""
-    last = isinstance(
-        module, nn.LayerNorm | nn.RMSNorm
-    )  # their gains run over the last axes, the others' over channels
-    size = module.weight.numel()
+    # their gains run over the last axes, the others' over channels
+    last, size = isinstance(module, nn.LayerNorm | nn.RMSNorm), module.weight.numel()
     shape, axis = ((samples, -1, size), 1) if last else ((samples, size, -1), 2)
     delta, normal = delta.reshape(shape), normal.reshape(shape)
     parts = [(delta * normal).sum(axis)] if module.weight.requires_grad else []

@@ -36,7 +36,7 @@ class Snapshot:
         self._buffers = {n: b.detach().clone() for n, b in buffers.items()}
         first = {
             id(t): n for n, t in [*named.items(), *buffers.items()]
-        }  # a tied one has one name and many places
+        }  # a tied one has one name, many places
         stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
         self._places = [(s, key, first[id(t)]) for s in stores for key, t in s.items() if t is not None]
         kinds = {(p.dtype, p.device) for p in self.leaves.values()}
@@ -47,14 +47,13 @@ class Snapshot:
         self.dtype, self.device = next(iter(kinds))
         self.size = sum(p.numel() for p in self.leaves.values())
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-        embeddings = [
-            (f"{n}.weight".lstrip("."), m) for n, m in model.named_modules() if isinstance(m, EMBEDDINGS)
-        ]
+        embeddings = [(n, m) for n, m in model.named_modules() if isinstance(m, EMBEDDINGS)]
         if any(m.sparse and m.weight.requires_grad for _, m in embeddings):
             raise ValueError(
                 "model must not have an Embedding with sparse=True: its gradients have no derivatives"
             )
-        own = [(name, m.padding_idx) for name, m in embeddings if owners[id(m.weight)] == 1]
+        alone = [(n, m) for n, m in embeddings if owners[id(m.weight)] == 1]
+        own = [(f"{n}.weight".lstrip("."), m.padding_idx) for n, m in alone]
         self._padded = [(name, row) for name, row in own if row is not None and name in self.leaves]
 
     @property
@@ -126,7 +125,7 @@ class Snapshot:
         """The inputs in chunks, after checking that samples do not interact in the model."""
         checked_count("chunk_size", chunk_size)
         require_type("x", x, Tensor, "one tensor, a row a sample, when chunk_size is given")
-        if any(_couples_samples(m) for m in self.model.modules()):
+        if any(uses_batch_statistics(m) for m in self.model.modules()):
             raise ValueError(
                 f"chunk_size must be None while a BatchNorm uses batch statistics, got {chunk_size}"
             )
@@ -138,17 +137,16 @@ class Snapshot:
             require_type("model's output", joint, Tensor, "one tensor when chunk_size is given")
             tol = default_tolerance(self.dtype)
             same = [len(out) == len(end) for out, end in zip(apart, ends, strict=True)]
-            if not all(same) or not torch.allclose(
-                torch.cat(apart), joint, tol, tol * float(joint.abs().max())
-            ):
+            alike = all(same) and torch.allclose(torch.cat(apart), joint, tol, tol * float(joint.abs().max()))
+            if not alike:
                 raise ValueError(
                     f"samples must not interact when chunk_size={chunk_size}, got outputs that do"
                 )
         return chunks
 
 
-def _couples_samples(module: nn.Module) -> bool:
-    """Whether a module uses batch statistics in its present mode."""
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether a module does so in its present mode."""
     norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     return norm and (module.training or module.running_mean is None)
 
@@ -163,10 +161,8 @@ def full_precision() -> Iterator[None]:
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
     new = hasattr(cudnn, "conv")  # since torch 2.9, where it is an error to ask in both ways
     name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-    kept = [
-        (place, getattr(place, name))
-        for place in ((matmul, cudnn.conv, cudnn.rnn) if new else (matmul, cudnn))
-    ]
+    places = (matmul, cudnn.conv, cudnn.rnn) if new else (matmul, cudnn)
+    kept = [(place, getattr(place, name)) for place in places]
     try:
         for place, _ in kept:
             setattr(place, name, exact)
