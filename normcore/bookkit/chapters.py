@@ -60,12 +60,7 @@ def first_lines(root: Path) -> str:
 
 
 def cell_timeout() -> int | None:
-    """Seconds that a cell may take, from NORMCORE_CELL_TIMEOUT; by default a busy machine is waited for.
-
-    Raises:
-        ValueError: it is not an integer >= 1.
-
-    """
+    """Seconds that a cell may take, from NORMCORE_CELL_TIMEOUT; by default a busy machine is waited for."""
     text = os.environ.get("NORMCORE_CELL_TIMEOUT", "")
     if text and (not text.isdecimal() or int(text) < 1):
         raise ValueError(f"NORMCORE_CELL_TIMEOUT must be an integer >= 1, in seconds, got {text!r}")

@@ -16,13 +16,7 @@ LONGEST = {False: 30, True: 60}
 
 
 def problems(notebook: Notebook, first_lines: str) -> list[str]:
-    """Name what keeps a notebook from being a stored chapter.
-
-    Args:
-        notebook: executed, in canonical form.
-        first_lines: how its set-up cell must begin.
-
-    """
+    """Name what keeps an executed notebook from being a stored chapter, whose set-up cell begins with these lines."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = []
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):

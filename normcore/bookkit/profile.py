@@ -85,12 +85,7 @@ _Generator: Any = torch.Generator
 
 
 def seed_of_the_session() -> int:
-    """Read NORMCORE_SEED; 0, the seeds of the stored outputs, where it is not set.
-
-    Raises:
-        ValueError: it is not an integer >= 0.
-
-    """
+    """Read NORMCORE_SEED; 0, the seeds of the stored outputs, where it is not set."""
     text = os.environ.get("NORMCORE_SEED", "0")
     if not text.isdecimal():
         raise ValueError(f"NORMCORE_SEED must be an integer >= 0, got {text!r}")

@@ -110,9 +110,7 @@ def _cache_file(path: Path, name: str, cache: Path) -> Path:
 def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, Any]]:
     """Execute a chapter under a perturbation, or read what an earlier call left in the cache.
 
-    Returns:
-        (path, name, {"code": fingerprint, "error": text or None, "text": the verdict table}).
-
+    Gives (path, name, {"code": fingerprint, "error": text or None, "text": the verdict table}).
     """
     before = cached(path, name, cache)
     if before is not None:
@@ -150,15 +148,10 @@ def interval(relation: str, bound: str) -> tuple[float, float]:
 
 
 def spread_and_margin(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    """The spread of a claim's values, and how many spreads lie between their mean and the nearer end.
+    """The spread of a claim's values, and how many spreads lie between their mean and the nearer end, low or high.
 
     Convention: the spread is the standard deviation, of the logarithms where the values are positive and span more
     than a factor of 10. The margin is negative where the mean is on the wrong side, and infinite where nothing moves.
-
-    Args:
-        values: stored and perturbed.
-        low: where the claim begins to hold, -inf where it has no such end.
-        high: where it ends.
 
     Example:
         >>> spread_and_margin([1.0, 2.0, 3.0], -math.inf, 5.0)

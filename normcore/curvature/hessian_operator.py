@@ -116,10 +116,10 @@ class HessianOperator(SymmetricOperator):
         self.method = "finite_difference"
         return self._difference(vector)
 
-    def _sum(self, part: Callable[..., Tensor], vector: Tensor, *given: Any) -> Tensor:
+    def _sum(self, part: Callable[..., Tensor], vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         for share, x, y in self._chunks:
-            total += share * part(vector, x, y, *given)
+            total += share * part(vector, x, y)
         return total
 
     def _double_backward(self, vector: Tensor, x: Any, y: Any) -> Tensor:

@@ -105,12 +105,7 @@ class StructuredKernel:
     """J J^T (without 1/m) as a sum over layers; `apply` multiplies with u of shape (m, K)."""
 
     def __init__(self, snapshot: Snapshot, x: Any) -> None:
-        """Run the model once, and back once per output.
-
-        Raises:
-            Unstructured: a part of the model is not covered; the message says which.
-
-        """
+        """Run the model once, and back once per output; Unstructured says which part of it is not covered."""
         layers = _layers(snapshot)
         snapshot.run(lambda model: self._build(snapshot, *_recorded(model, x, layers)))
 

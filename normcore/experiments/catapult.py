@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from normcore.checks import checked_choice
 from normcore.curvature.ntk import ntk_top_eigenvalue
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.nets.plain import cnn
-from normcore.lab.nets.resnets import preresnet
+from normcore.lab.nets.residual import preresnet
 from normcore.lab.training.probes import Stateful, loss_on, trainable
 
 NETS = ("cnn", "zero", "wrn")
@@ -71,8 +72,7 @@ class FromZero(nn.Module):
 
 def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int) -> nn.Module:
     """Build a net of `NETS` without norms, all weights drawn as He et al. (2015) do: outputs are of order 1."""
-    if name not in NETS:
-        raise ValueError(f"name must be one of {list(NETS)}, got {name!r}")
+    checked_choice("name", name, list(NETS))
     options: dict[str, Any] = {"norm": "none", "head": "trained", "in_channels": channels, "classes": classes}
     wide = name == "wrn"
     net = (

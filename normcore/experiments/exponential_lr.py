@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from normcore.checks import checked_choice
 from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
 from normcore.experiments import long_runs
@@ -52,8 +53,7 @@ def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | Eq
     staircase = StepDecay(setting.lr, tuple(m * epoch for m in setting.milestones))
     if arm in ("texp", "texp--"):
         return texp(staircase.phases(steps), wd, momentum, instant_decay=arm == "texp")
-    if arm not in ARMS:
-        raise ValueError(f"arm must be one of {list(ARMS)}, got {arm!r}")
+    checked_choice("arm", arm, list(ARMS))
     shape = Cosine(setting.lr, steps) if "cosine" in arm else staircase
     rates = shape.values(steps)
     return rates if arm in ("step decay", "cosine") else texp_plus_plus(rates, wd, momentum)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normcore.checks import checked_choice
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.training.history import Probe
@@ -88,8 +89,7 @@ def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[n
         (15625, [0.8, 0.08], 0.002)
 
     """
-    if arm not in ARMS:
-        raise ValueError(f"arm must be one of {list(ARMS)}, got {arm!r}")
+    checked_choice("arm", arm, list(ARMS))
     phases = PHASES[arm]
     lengths = [round(length * setting.unit) for _, _, length in phases]
     lr, weight_decay = (np.repeat([phase[i] for phase in phases], lengths) for i in (0, 1))

@@ -4,8 +4,7 @@ from normcore.lab.data.dataset import Dataset, load_dataset, noisy_labels
 from normcore.lab.measure import gaps, max_gap, relative_gap, roundings, slope
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
-from normcore.lab.nets.resnets import preresnet, resnet
-from normcore.lab.nets.transformer import transformer
+from normcore.lab.nets.residual import preresnet, resnet, transformer
 from normcore.lab.stacks.descend import Descent, descend
 from normcore.lab.stacks.stack import (
     Stack,

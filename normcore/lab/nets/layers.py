@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from normcore.checks import checked, checked_count
+from normcore.checks import checked, checked_choice, checked_count
 
 
 @contextmanager
@@ -217,8 +217,7 @@ def checked_eps(
     """Refuse unknown names; the eps, by default the smallest torch takes: a tiny one for batch and instance norm, 0 for others."""
     if head not in ("frozen", "etf", "trained"):
         raise ValueError(f"head must be 'frozen', 'etf' or 'trained', got {head!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    checked_choice("activation", activation, sorted(ACTIVATIONS))
     if dtype not in SMALLEST_EPS:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if eps is None:

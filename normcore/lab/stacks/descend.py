@@ -10,13 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from normcore.checks import checked, checked_count
+from normcore.checks import FloatArray, checked, checked_count
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
 from normcore.lab.stacks.stack import Stack, StackLoss, StackProbe, default_loss
 from normcore.lab.training.history import Record
-
-FloatArray = NDArray[np.float64]
 
 GIVE_UP = 1e6
 """The largest loss of a run, in units of its first one, or of 1 where that is less. The catapult's own peak is about

@@ -13,13 +13,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from normcore.checks import checked, checked_count, require
+from normcore.checks import FloatArray, checked, checked_choice, checked_count, require
 from normcore.lab.measure import first_nan
 
-FloatArray = NDArray[np.float64]
 NORMS = ["batch", "none", "sphere"]
 
 
@@ -83,8 +82,7 @@ def toy(
     Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
 
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
+    checked_choice("norm", norm, NORMS)
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
     require(
         "weight_decay", weight_decay, f"such that lr*weight_decay < 1 at lr={lr!r}", lr * weight_decay < 1
@@ -109,17 +107,10 @@ def toy(
 
 
 def toy_gradient(w: FloatArray, x: FloatArray, *, norm: str) -> tuple[FloatArray, FloatArray]:
-    """Differentiate the batch loss of the toy, for several runs.
+    """Differentiate the batch loss in w = (w_1, the length of the rest), (2, runs), on x along these, (2, runs, B).
 
-    Args:
-        w: (2, runs), w_1 and the length of the rest.
-        x: (2, runs, B), the coordinates of the examples along these two directions.
-        norm: as in `toy`.
-
-    Returns:
-        The gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation of each of its
-        other coordinates.
-
+    Gives the gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation of each of its
+    other coordinates.
     """
     score, size = w[0][:, None] * x[0] + w[1][:, None] * x[1], np.hypot(*w)[:, None]
     if norm == "batch":
@@ -158,7 +149,7 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
 
 
-def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
+def escape_steps(run: ToyRun, epsilon: float) -> FloatArray:
     """Find the first step at which the error exceeds epsilon/pi, for each run.
 
     Args:

@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import torchsde
-from numpy.typing import NDArray
 from torch import Tensor
 
-from normcore.checks import checked
+from normcore.checks import FloatArray, checked, checked_choice
 from normcore.lab.measure import first_nan
 
-FloatArray = NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
 Factor = Callable[[Tensor], Tensor]
 Rate = Callable[[Any], float]
@@ -254,8 +252,7 @@ def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, e
     if start.ndim != 2 or start.shape[1] < 2 or not (start.norm(dim=1) > 0).all():
         need = "non-zero weights of shape (runs, d >= 2)"
         raise ValueError(f"start must be {need}, got shape {tuple(start.shape)}")
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {sorted(FORMS)}, got {form!r}")
+    checked_choice("form", form, sorted(FORMS))
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"every must be >= 1 and divide steps >= 1, got every={every!r}, steps={steps!r}")
     if not 0 < dt <= 1 or abs(round(1 / dt) * dt - 1) > 1e-12:

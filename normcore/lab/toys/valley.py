@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from normcore.checks import checked, checked_count, require
+from normcore.checks import FloatArray, checked, checked_count, require
 
 RANGE = 1e-150, 1e150
 """Where the square of x^2 + y^2 is a number."""
@@ -23,23 +23,23 @@ class ValleyRun:
 
     """
 
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
+    x: FloatArray
+    y: FloatArray
     lr: float
     diverged_at: int | None = None
 
     @property
-    def norm(self) -> NDArray[np.float64]:
+    def norm(self) -> FloatArray:
         """The distance r from the origin."""
         return np.hypot(self.x, self.y)
 
     @property
-    def loss(self) -> NDArray[np.float64]:
+    def loss(self) -> FloatArray:
         """x^2/r^2."""
         return np.asarray((self.x / self.norm) ** 2)
 
     @property
-    def stability(self) -> NDArray[np.float64]:
+    def stability(self) -> FloatArray:
         """The rate times the curvature across the valley, 2 lr (y^2 - x^2)/r^4; above 2 the loss grows."""
         return np.asarray(2 * self.lr * (self.y**2 - self.x**2) / self.norm**4)
 
@@ -87,7 +87,7 @@ def valley(
     return ValleyRun(xs, ys, lr, len(path) if len(path) <= steps else None)
 
 
-def spikes(loss: NDArray[np.float64], rise: float = 2.0) -> NDArray[np.int64]:
+def spikes(loss: FloatArray, rise: float = 2.0) -> NDArray[np.int64]:
     """Find the steps at which a loss has risen above `rise` times its last trough.
 
     A spike is counted once: the next can begin when the loss has fallen below half of its peak.
