@@ -35,7 +35,6 @@ RECIPES = {
 """Momentum, lr, weight decay of everyday recipes; with Nesterov the growth is the same to first order."""
 INK, GREY = "#333333", "#666666"
 RAY: dict[str, Any] = {"color": "#cccccc", "linewidth": 1.0, "zorder": 1}
-WORDS: dict[str, Any] = {"va": "center", "annotation_clip": False, "textcoords": "offset points", "zorder": 6}
 HALO: dict[str, Any] = {"path_effects": [withStroke(linewidth=3, foreground="white")]}
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
 
@@ -82,7 +81,8 @@ def _panel(ax: Axes | None, *, frame: bool = False) -> Axes:
 
 def _say(ax: Axes, text: str, at: Any, offset: Any = (0, 0), color: str = INK, **options: Any) -> None:
     """Words beside a point; the offset is in points."""
-    ax.annotate(text, tuple(at), xytext=offset, color=color, **{"fontsize": 12, **WORDS, **options})
+    words: dict[str, Any] = {"fontsize": 12, "zorder": 6, **plots.BESIDE, **options}
+    ax.annotate(text, tuple(at), xytext=offset, color=color, **words)
 
 
 def _arrow(ax: Axes, tail: Any, head: Any, color: str = INK, width: float = 2.0) -> None:

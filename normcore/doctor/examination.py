@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normcore.catapult.phases import lr_phases
-from normcore.checks import checked_count
+from normcore.checks import checked_count, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
+from normcore.curvature.hessian_operator import require_problem
 from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
@@ -114,15 +115,11 @@ def diagnose(
 
 def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any) -> None:
     """Raise TypeError or ValueError for arguments that do not belong together."""
-    for name, value, holds, wanted in (
-        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
-        ("optimizer", optimizer, isinstance(optimizer, Optimizer), "a torch.optim.Optimizer"),
-        ("batch", batch, isinstance(batch, tuple | list) and len(batch) == 2, "a pair (x, y)"),
-        ("loss_fn", loss_fn, callable(loss_fn), "callable"),
-        ("scheduler", scheduler, isinstance(scheduler, LRScheduler | None), "a torch LRScheduler or None"),
-    ):
-        if not holds:
-            raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
+    require_type("loss_fn", loss_fn, Callable, "callable")
+    require_problem(loss_fn, batch, "auto", None)
+    require_type("scheduler", scheduler, LRScheduler | None, "a torch LRScheduler or None")
     own = {id(p) for p in model.parameters()}
     foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
     if foreign:

@@ -278,14 +278,9 @@ def _targets(y: Tensor, shape: torch.Size) -> Tensor:
 
 
 def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
-    """Compute each run's tangent kernel J J^T / m over all outputs, exactly, layer by layer.
+    """Compute the tangent kernel J J^T / m of each of R runs over all outputs, exactly, layer by layer.
 
-    Args:
-        nets: R of them.
-        x: m inputs, as in `Stack.forward`.
-
-    Returns:
-        (R, m K, m K), the K outputs of an input next to each other.
+    Of m inputs, as in `Stack.forward`, it is (R, m K, m K), the K outputs of an input next to each other.
 
     Raises:
         ValueError: the norm is "batch", which couples the inputs of a batch.

@@ -150,14 +150,9 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
 
 
 def escape_steps(run: ToyRun, epsilon: float) -> FloatArray:
-    """Find the first step at which the error exceeds epsilon/pi, for each run.
+    """Find the first step at which the error of each run, started at the solution, exceeds epsilon/pi: (runs,).
 
-    Args:
-        run: from `toy`, started at the solution.
-        epsilon: the half angle of the cone around it, radians.
-
-    Returns:
-        (runs,), infinity where the run ended before, NaN where it diverged before.
+    Infinity where the run ended before, NaN where it diverged before. Epsilon is half the angle of the cone, radians.
 
     Example:
         >>> run = ToyRun(np.array([[0.0], [0.2], [0.5]]), np.ones((3, 1)))

@@ -88,16 +88,9 @@ def valley(
 
 
 def spikes(loss: FloatArray, rise: float = 2.0) -> NDArray[np.int64]:
-    """Find the steps at which a loss has risen above `rise` times its last trough.
+    """Find the steps, ascending, at which a positive loss (T,) has risen above `rise` times its last trough.
 
     A spike is counted once: the next can begin when the loss has fallen below half of its peak.
-
-    Args:
-        loss: (T,), positive.
-        rise: factor, > 1.
-
-    Returns:
-        The steps, ascending.
 
     Raises:
         ValueError: rise is not above 1.

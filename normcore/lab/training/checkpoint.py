@@ -27,14 +27,7 @@ OLD = 3600.0
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
-    """Write a state, whole or not at all.
-
-    Args:
-        path: of the file.
-        state: nested dicts and lists of tensors, numbers and strings.
-
-    Returns:
-        The path.
+    """Write a state, nested dicts and lists of tensors, numbers and strings, whole or not at all; gives the path.
 
     Raises:
         OSError: it cannot be written (a full disk, say); what was there before is still there.
