@@ -226,7 +226,6 @@ class VerdictTable:
 
 
 def _table(title: str, records: list[Record]) -> str:
-    """One kind of check as a table."""
     last = "guards" if records[0].kind == "control" else "restriction"
     head = "".join(f"<th>{name}</th>" for name in (title, "measured", "bound", "verdict", "source", last))
     rows = "".join(

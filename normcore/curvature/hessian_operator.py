@@ -72,7 +72,6 @@ class HessianOperator(SymmetricOperator):
         return [(share, *chunk) for share, chunk in zip(shares, chunks, strict=True) if share]
 
     def _slope(self, output: Tensor, y: Tensor, *, finite: bool = True) -> Tensor:
-        """The derivative of the loss in the outputs."""
         output = output.requires_grad_()
         with self.snapshot.quiet():
             return grad(self._sound(self.loss_fn(output, y), finite=finite), [output])[0]

@@ -118,7 +118,6 @@ class NTKOperator(SymmetricOperator):
 
     @staticmethod
     def _forward(graph: Graph, direction: Any) -> Tensor:
-        """J w, flat."""
         pairs = [(g, w) for g, w in zip(graph[2], direction, strict=True) if g.requires_grad]
         inner, weights = zip(*pairs, strict=True)
         return torch.autograd.grad(inner, graph[1], weights, retain_graph=True)[0].flatten()

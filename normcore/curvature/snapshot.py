@@ -25,7 +25,6 @@ class Snapshot:
     """Holds leaf copies of the trainable parameters; `run` works with the model at any values of them."""
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
-        """Copy the model's parameters and buffers."""
         require_type("model", model, nn.Module, "a torch.nn.Module")
         self.model, self.seed = model, checked_count("seed", seed, least=0)
         named, buffers = dict(model.named_parameters()), dict(model.named_buffers())

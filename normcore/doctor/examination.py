@@ -114,7 +114,6 @@ def diagnose(
 
 
 def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any) -> None:
-    """Raise TypeError or ValueError for arguments that do not belong together."""
     require_type("model", model, nn.Module, "a torch.nn.Module")
     require_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
     require_type("loss_fn", loss_fn, Callable, "callable")
@@ -131,7 +130,6 @@ def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any)
 
 
 def _gradients(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Tensor]:
-    """The gradient of each trainable parameter, by name."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError("model must have a trainable parameter, got none")
@@ -328,5 +326,4 @@ def _curvature(model: nn.Module, loss_fn: Any, batch: Any, groups: Sequence[Grou
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

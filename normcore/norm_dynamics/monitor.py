@@ -163,7 +163,6 @@ class NormMonitor:
             self._readings.add(self._reading(optimizer))
 
     def _reading(self, optimizer: Optimizer) -> Raw:
-        """What the step has left behind."""
         scales, weights, previous = self._scales(), self._weights(), self._previous or []
         pairs = tuple(zip(self._scales_before, scales, strict=True))
         if scales != self._scales_before:

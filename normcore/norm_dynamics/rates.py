@@ -103,7 +103,6 @@ def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
 
 
 def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:
-    """The hyper-parameters and weights of each group."""
     groups = [(rates_of(optimizer, group), group["params"]) for group in optimizer.param_groups]
     known = [(rates, params) for rates, params in groups if rates is not None]
     if len(known) < len(groups):
@@ -207,7 +206,6 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
 
 @torch.no_grad()
 def _norm(params: list[Tensor]) -> float:
-    """The norm of a group's weights, concatenated."""
     if any(is_sharded(p) for p in params):
         return norm_over_parts(params)
     wide = {True: torch.complex128, False: torch.float64}

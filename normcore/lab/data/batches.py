@@ -146,7 +146,6 @@ class Batches(Sequence[tuple[Tensor, Tensor]]):
     @overload
     def __getitem__(self, item: slice) -> "Batches": ...
     def __getitem__(self, item: int | slice) -> "tuple[Tensor, Tensor] | Batches":
-        """One batch, or a part of the list."""
         if isinstance(item, slice):
             return replace(self, steps=self.steps[item])
         t = self.steps[item]

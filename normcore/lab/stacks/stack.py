@@ -269,7 +269,6 @@ def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _targets(y: Tensor, shape: torch.Size) -> Tensor:
-    """The targets of each run."""
     if y.shape == shape:
         return y
     if y.shape != shape[1:]:

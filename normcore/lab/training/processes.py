@@ -104,7 +104,6 @@ class Part(Sequence[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: Any) -> Any:
-        """Cut one batch, or take some of them."""
         if isinstance(index, slice):
             return Part(self.batches[index], self.rank, self.ranks)
         x, y = self.batches[index]
