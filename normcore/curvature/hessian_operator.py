@@ -63,7 +63,7 @@ class HessianOperator(SymmetricOperator):
             raise TypeError("batch must be two tensors of one length when chunk_size is given")
         chunks = list(zip(self.snapshot.chunks(x, chunk_size), y.split(chunk_size), strict=True))
         places = None, self.snapshot.nearby()
-        outputs = [[self.snapshot.call(a, at, derivable=False) for a, _ in chunks] for at in places]
+        outputs = [[self.snapshot.call(a, at) for a, _ in chunks] for at in places]
         whole = [self._slope(torch.cat(out), y).split([len(part) for part in out]) for out in outputs]
         shares = []
         for i, (_, target) in enumerate(chunks):

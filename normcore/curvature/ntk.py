@@ -44,7 +44,7 @@ class NTKOperator(SymmetricOperator):
         if chunk_size is not None and method in ("structured", "dense"):
             raise ValueError(f"chunk_size must be None unless method is 'lanczos', got {chunk_size}")
         self.snapshot, self.why, x = Snapshot(model, seed), "", usable(x)
-        self.output_shape = _sound(self.snapshot.call(x, derivable=False)).shape
+        self.output_shape = _sound(self.snapshot.call(x)).shape
         self.samples, size = self.output_shape[0], self.output_shape.numel()
         products = None
         if chunk_size is not None:

@@ -61,26 +61,20 @@ class Snapshot:
         return list(self.leaves.values())
 
     @contextmanager
-    def quiet(self, *, derivable: bool = True) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
         """Within this context random draws repeat and are given back, and attention can be derived twice."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=cuda))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.set_grad_enabled(derivable))
+            stack.enter_context(torch.enable_grad())
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU's as well
             for device in cuda:
                 torch.cuda.default_generators[device.index or 0].manual_seed(self.seed)
                 stack.enter_context(full_precision())
             yield
 
-    def run(
-        self,
-        work: Callable[[nn.Module], Result],
-        values: Mapping[str, Tensor] | None = None,
-        *,
-        derivable: bool = True,
-    ) -> Result:
+    def run(self, work: Callable[[nn.Module], Result], values: Mapping[str, Tensor] | None = None) -> Result:
         """work(model) while the model holds the leaves, or other values of them, and its buffers as they were.
 
         Derivatives belong inside: under activation checkpointing the backward pass runs parts of the model again,
@@ -88,7 +82,7 @@ class Snapshot:
         """
         held = {**self._fixed, **{n: b.clone() for n, b in self._buffers.items()}, **(values or self.leaves)}
         kept = [(store, key, store[key]) for store, key, _ in self._places]
-        with self.quiet(derivable=derivable):
+        with self.quiet():
             try:
                 for store, key, name in self._places:
                     store[key] = held[name]
@@ -97,9 +91,9 @@ class Snapshot:
                 for store, key, tensor in kept:
                     store[key] = tensor
 
-    def call(self, inputs: Any, values: Mapping[str, Tensor] | None = None, *, derivable: bool = True) -> Any:
-        """The model's output; without a graph unless derivable."""
-        return self.run(lambda model: model(inputs), values, derivable=derivable)
+    def call(self, inputs: Any, values: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's output, without a graph."""
+        return self.run(torch.no_grad()(lambda model: model(inputs)), values)
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """A flat vector in the shapes of the parameters, by name."""
@@ -131,8 +125,8 @@ class Snapshot:
         chunks = list(x.split(chunk_size))
         if len(chunks) > 1:
             ends = chunks[0], chunks[-1]
-            apart = [self.call(end, derivable=False) for end in ends]
-            joint = self.call(torch.cat(ends), derivable=False)
+            apart = [self.call(end) for end in ends]
+            joint = self.call(torch.cat(ends))
             require_type("model's output", joint, Tensor, "one tensor when chunk_size is given")
             tol = default_tolerance(self.dtype)
             same = [len(out) == len(end) for out, end in zip(apart, ends, strict=True)]

@@ -84,13 +84,7 @@ class Stored:
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, str]:
-    """Say what made a run: versions, device, the sources of the package, and the day (UTC).
-
-    Example:
-        >>> sorted(provenance("cpu"))
-        ['date', 'device', 'numpy', 'python', 'source', 'torch']
-
-    """
+    """Say what made a run: versions, device, the sources of the package, and the day (UTC)."""
     place = torch.device(device)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine() or "cpu"
     return {

@@ -179,13 +179,7 @@ def mean_and_sd(pixels: Tensor, white: int) -> tuple[float, float]:
 
 
 def rank_in_class(labels: Tensor) -> Tensor:
-    """Count, for each example of (N,) labels >= 0, those of its class that come before it: (N,) int64.
-
-    Example:
-        >>> rank_in_class(torch.tensor([7, 7, 0, 7])).tolist()
-        [0, 1, 0, 2]
-
-    """
+    """Count, for each example of (N,) labels >= 0, those of its class that come before it: (N,) int64."""
     order, counts = labels.argsort(stable=True), labels.bincount()
     first = counts.cumsum(0) - counts
     rank = torch.empty_like(labels)
@@ -198,23 +192,11 @@ def balanced(labels: Tensor, size: int, seed: int) -> Tensor:
 
     A round takes one of each class that has any left; the last round may be cut short. For the same seed, a
     smaller draw is the beginning of a larger one.
-
-    Example:
-        >>> labels = torch.tensor([0, 0, 0, 0, 0, 1, 1])
-        >>> labels[balanced(labels, 6, seed=0)].bincount().tolist()
-        [4, 2]
-
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return order[rank_in_class(labels[order]).argsort(stable=True)[:size]]
 
 
 def first_share(labels: Tensor, share: int) -> Tensor:
-    """Mark the first 1/share of each class, rounded down: (N,) booleans.
-
-    Example:
-        >>> first_share(torch.tensor([0, 0, 1, 0, 0]), 2).tolist()
-        [True, True, False, False, False]
-
-    """
+    """Mark the first 1/share of each class, rounded down: (N,) booleans."""
     return rank_in_class(labels) < labels.bincount()[labels] // share
