@@ -74,7 +74,7 @@ class Draw:
             raise ValueError(f"batch_size must be <= {self.count} without replacement, got {batch_size!r}")
         self.rows = min(steps, max(1, BLOCK // batch_size)) if replacement else self.count // batch_size
         self._held = -1, torch.empty(0)
-        self._states = {0: torch.Generator().manual_seed(seed).get_state()}
+        self._states = {0: torch.Generator().manual_seed(seed).get_state()} if replacement else {}
 
     def __call__(self, t: int) -> Tensor:
         """Return the row of step t."""

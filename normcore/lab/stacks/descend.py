@@ -157,7 +157,7 @@ def _batches(
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
     common = isinstance(seeds, int | np.integer)
-    own: Any = [seeds] if common else range(runs) if seeds is None else seeds
+    own: Any = [seeds] if common else list(range(runs) if seeds is None else seeds)
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
     # on the CPU: the same for all devices

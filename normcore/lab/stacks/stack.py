@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from normcore.lab.nets.layers import ACTIVATIONS, SMALLEST_EPS
+from normcore.checks import checked_choice
+from normcore.lab.nets.layers import ACTIVATIONS, checked_eps
 
 StackProbe = Callable[[Any], Tensor]
 StackLoss = Callable[[Tensor, Tensor], Tensor]
@@ -78,18 +79,17 @@ class Stack(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        _one_of("parametrization", parametrization, DEFAULTS)
+        checked_choice("parametrization", parametrization, list(DEFAULTS))
         norm, activation = norm or DEFAULTS[parametrization][0], activation or DEFAULTS[parametrization][1]
-        _one_of("norm", norm, ("layer", "batch", "none"))
-        _one_of("activation", activation, ACTIVATIONS)
-        _one_of("dtype", dtype, SMALLEST_EPS)
+        checked_choice("norm", norm, ["layer", "batch", "none"])
         if len(sizes) < 3:
             raise ValueError(f"sizes must be (inputs, hidden, ..., outputs), got {tuple(sizes)}")
         if not len(seeds):
             raise ValueError("seeds must name at least one run, got none")
         if antisymmetric and sizes[-2] % 2:
             raise ValueError(f"sizes must have an even last width to be antisymmetric, got {sizes[-2]}")
-        self.norm, self.activation, self.eps = norm, ACTIVATIONS[activation](), SMALLEST_EPS[dtype]
+        self.eps = checked_eps(None, "batch", dtype, "frozen", activation)
+        self.norm, self.activation = norm, ACTIVATIONS[activation]()
         self.gain = GAINS[activation] if parametrization == "ntk" else None
         drawn = [_draw(sizes, int(seed), dtype) for seed in seeds]
         layers = [torch.stack(layer) for layer in zip(*drawn, strict=True)]
@@ -188,11 +188,6 @@ class Stack(nn.Module):
         for w in self.weights:
             w.mul_(torch.as_tensor(factor, dtype=w.dtype, device=w.device).reshape(-1, 1, 1))
         return self
-
-
-def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
