@@ -175,7 +175,7 @@ def weight_layer(
     standardise = norm == WEIGHT_STANDARDISED
     if standardise and fan_in * kernel**dims < 2:
         raise ValueError(f"norm={norm!r} must have at least 2 weights to an output, got {fan_in}")
-    make = (STANDARDISED if standardise else PLAIN)[dims]
+    make: Any = (STANDARDISED if standardise else PLAIN)[dims]
     shape = (kernel, stride, kernel // 2) if dims else ()
     layer: nn.Module = make(fan_in, width, *shape, bias=False)
     if standardise:
