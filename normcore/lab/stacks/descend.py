@@ -33,13 +33,12 @@ class Descent(Record):
         step: the steps before which the probes were read, the last one after the last step.
         records: probe name -> (readings, R, ...), and "grad_sq", (T, R): |g|^2, the squared norm of each step's
             gradient. (S, the "grad_sq_norm" of `equilibrium`, is that times the squared norm of the weights.)
-        diverged_at: for each run the step before which its loss or gradient was lost, or None.
 
     """
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """See the class."""
+        """For each run the step before which its loss or gradient was lost, or None."""
         return first_nan(self.loss)
 
 

@@ -29,7 +29,6 @@ class ToyRun:
     Attributes:
         error: the angle between w and the first axis, over pi, (steps+1, runs).
         norm: |w|, (steps+1, runs). Both are NaN from where a run left the floats.
-        diverged_at: that step for each run, or None.
 
     """
 
@@ -38,7 +37,7 @@ class ToyRun:
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """See the class."""
+        """The step at which each run left the floats, or None."""
         return first_nan(self.norm)
 
 

@@ -116,7 +116,6 @@ class SDERun:
         norm: |W|, (T, R).
         gamma: |W|^4/lr^2, (T, R), with the learning rate of the step that starts at that time.
         defect: the largest deviation of |u| from 1 before it was normalized; 0 when the weights were integrated.
-        diverged_at: for each run the first of the times at which it is no number, or None.
 
     """
 
@@ -128,7 +127,7 @@ class SDERun:
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """See the class."""
+        """For each run the first of the times at which it is no number, or None."""
         return [None if k is None else int(self.step[k]) for k in first_nan(self.norm)]
 
     @property
