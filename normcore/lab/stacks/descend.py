@@ -155,8 +155,9 @@ def _batches(
         return
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
-    common = isinstance(seeds, int | np.integer)
-    own: Any = [seeds] if common else list(range(runs) if seeds is None else seeds)
+    given: Any = range(runs) if seeds is None else seeds
+    common = isinstance(given, int | np.integer)
+    own = [given] if common else list(given)
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
     # on the CPU: the same for all devices
