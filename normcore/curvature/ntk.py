@@ -91,8 +91,10 @@ class NTKOperator(SymmetricOperator):
             return run(lambda model: grad(model(chunk), leaves, u))
 
         def push(chunk: Any, direction: Any) -> Tensor:
-            graph = kept or self._graph(chunk)
-            return run(lambda _: self._forward(graph, direction))
+            _, dummy, transposed = kept or self._graph(chunk)
+            pairs = [(g, w) for g, w in zip(transposed, direction, strict=True) if g.requires_grad]
+            inner, weights = zip(*pairs, strict=True)
+            return run(lambda _: torch.autograd.grad(inner, dummy, weights, retain_graph=True)[0].flatten())
 
         def product(vector: Tensor) -> Tensor:
             first, *rest = zip(chunks, vector.view(self.output_shape).split(sizes), strict=True)
@@ -115,12 +117,6 @@ class NTKOperator(SymmetricOperator):
                 "method must be 'structured' or 'dense' for a model with a once_differentiable part, got 'lanczos'"
             )
         return graph
-
-    @staticmethod
-    def _forward(graph: Graph, direction: Any) -> Tensor:
-        pairs = [(g, w) for g, w in zip(graph[2], direction, strict=True) if g.requires_grad]
-        inner, weights = zip(*pairs, strict=True)
-        return torch.autograd.grad(inner, graph[1], weights, retain_graph=True)[0].flatten()
 
 
 def _sound(output: Any) -> Tensor:

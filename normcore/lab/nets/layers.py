@@ -19,13 +19,9 @@ def seeded(seed: int) -> Iterator[None]:
     Afterwards every generator is where it was. (torch.manual_seed would also start those of all GPUs anew.)
     """
     generator = torch.Generator().manual_seed(checked_count("seed", seed, least=-(2**63)))
-    state = torch.get_rng_state()
-    torch.set_rng_state(generator.get_state())
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=()), torch.device("cpu"):
+        torch.set_rng_state(generator.get_state())
+        yield
 
 
 def make_head(features: int, classes: int, kind: str) -> nn.Linear:
@@ -62,9 +58,7 @@ def simplex_frame(classes: int, features: int) -> Tensor:
         raise ValueError(f"features must be {need}, got {features} for {classes} classes")
     centred = torch.eye(classes, dtype=torch.float64) - 1 / classes
     basis = torch.linalg.qr(centred[:, :-1])[0]  # of the vectors that sum to 0
-    draw = torch.randn(features, classes - 1, dtype=torch.float64)
-    directions, r = torch.linalg.qr(draw)
-    rotation = directions * r.diagonal().sign()  # with the signs, all positions are equally likely
+    rotation = nn.init.orthogonal_(torch.empty(features, classes - 1, dtype=torch.float64))
     frame: Tensor = math.sqrt(classes / (classes - 1)) * basis @ rotation.T
     return frame
 
