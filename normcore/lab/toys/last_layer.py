@@ -83,9 +83,7 @@ def toy(
     """
     checked_choice("norm", norm, NORMS)
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
-    require(
-        "weight_decay", weight_decay, f"such that lr*weight_decay < 1 at lr={lr!r}", lr * weight_decay < 1
-    )
+    require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
     checked_count("steps", steps), checked_count("runs", runs)
     checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
     rng = np.random.default_rng(seed)

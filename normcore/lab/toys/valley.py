@@ -69,9 +69,7 @@ def valley(
 
     """
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0), checked_count("steps", steps)
-    require(
-        "weight_decay", weight_decay, f"such that lr*weight_decay < 1 at lr={lr!r}", lr * weight_decay < 1
-    )
+    require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
     x, y = (float(value) for value in start)
     if not RANGE[0] < x * x + y * y < RANGE[1]:
         raise ValueError(f"start must have x^2 + y^2 in {RANGE}, got {start!r}")
