@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from normcore.bookkit.claims import Record, parse_records, tally
 from normcore.bookkit.faults import problems
-from normcore.bookkit.profile import current_profile, machine
+from normcore.bookkit.profile import count_of, current_profile, machine
 from normcore.files import atomic_write
 
 Notebook = Any  # nbformat's NotebookNode has no types
@@ -61,10 +61,8 @@ def first_lines(root: Path) -> str:
 
 def cell_timeout() -> int | None:
     """Seconds that a cell may take, from NORMCORE_CELL_TIMEOUT; by default a busy machine is waited for."""
-    text = os.environ.get("NORMCORE_CELL_TIMEOUT", "")
-    if text and (not text.isdecimal() or int(text) < 1):
-        raise ValueError(f"NORMCORE_CELL_TIMEOUT must be an integer >= 1, in seconds, got {text!r}")
-    return int(text) if text else None
+    name = "NORMCORE_CELL_TIMEOUT"
+    return count_of(name, 0, least=1) if os.environ.get(name) else None
 
 
 def execute_notebook(notebook: Notebook, folder: Path) -> tuple[float, str | None]:

@@ -59,10 +59,15 @@ def current_profile() -> Profile:
         raise ValueError(
             "NORMCORE_PROFILE=gpu needs a CUDA device, got none; use NORMCORE_PROFILE=full on a CPU"
         )
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    if not threads.isdecimal() or int(threads) < 1:
-        raise ValueError(f"OMP_NUM_THREADS must be an integer >= 1, got {threads!r}")
-    return Profile(name, "cuda" if name == "gpu" else "cpu", int(threads))
+    return Profile(name, "cuda" if name == "gpu" else "cpu", count_of("OMP_NUM_THREADS", 1, least=1))
+
+
+def count_of(variable: str, default: int, *, least: int) -> int:
+    """The integer that an environment variable holds."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{variable} must be an integer >= {least}, got {text!r}")
+    return int(text)
 
 
 def machine() -> str:
@@ -86,10 +91,7 @@ _Generator: Any = torch.Generator
 
 def seed_of_the_session() -> int:
     """Read NORMCORE_SEED; 0, the seeds of the stored outputs, where it is not set."""
-    text = os.environ.get("NORMCORE_SEED", "0")
-    if not text.isdecimal():
-        raise ValueError(f"NORMCORE_SEED must be an integer >= 0, got {text!r}")
-    return int(text)
+    return count_of("NORMCORE_SEED", 0, least=0)
 
 
 def shift_seeds(seed: int) -> None:
