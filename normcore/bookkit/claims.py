@@ -42,29 +42,18 @@ ROWS = {row: text for rows in PAPERS.values() for row, text in rows.items()}
 
 @dataclass(frozen=True)
 class Record:
-    """A checked claim with what was measured.
+    """A checked claim with what was measured."""
 
-    Attributes:
-        id: row and finer name, "E2/direction".
-        kind: "paper", "extension" or "control".
-        measured: the value, its standard error and its number of runs as text, "4.6 ± 0.6 (n = 10)".
-        relation: a key of RELATIONS.
-        bound: as text; it ends in "roundings" where the value is a multiple of the distance of two runs that
-            differ by one rounding.
-        verdict: see `claim`; ends in UNEXPECTED where it is not the one that the book states.
-        source: who says so.
-        note: the restriction of a claim in words, or the id that a control guards.
-
-    """
-
-    id: str
-    kind: str
-    measured: str
-    relation: str
-    bound: str
-    verdict: str
-    source: str
-    note: str
+    id: str  # row and finer name, "E2/direction"
+    kind: str  # "paper", "extension" or "control"
+    measured: str  # the value, its standard error and its number of runs, "4.6 ± 0.6 (n = 10)"
+    relation: str  # a key of RELATIONS
+    bound: (
+        str  # ends in "roundings" where the value is in units of the distance of two runs one rounding apart
+    )
+    verdict: str  # see `claim`; ends in UNEXPECTED where it is not the one that the book states
+    source: str  # who says so
+    note: str  # the restriction of a claim in words, or the id that a control guards
 
     @property
     def value(self) -> float:
