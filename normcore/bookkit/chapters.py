@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from normcore.bookkit.claims import Record, parse_records, tally
 from normcore.bookkit.faults import problems
-from normcore.bookkit.profile import current_profile, machine
+from normcore.bookkit.profile import count_of, current_profile, machine
 from normcore.files import atomic_write
 
 Notebook = Any  # nbformat's NotebookNode has no types
@@ -45,14 +46,6 @@ except ImportError:  # on a fresh notebook server
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of executing a notebook: seconds, and the first cell that raised with its error."""
-
-    seconds: float
-    error: str | None = None
-
-
 def chapter_paths(root: Path) -> list[Path]:
     """The notebooks named in _toc.yml, in the book's order."""
     names = re.findall(r"file:\s*(\S+)", (root / "_toc.yml").read_text())
@@ -67,20 +60,13 @@ def first_lines(root: Path) -> str:
 
 
 def cell_timeout() -> int | None:
-    """Seconds that a cell may take, from NORMCORE_CELL_TIMEOUT; by default a busy machine is waited for.
-
-    Raises:
-        ValueError: it is not an integer >= 1.
-
-    """
-    text = os.environ.get("NORMCORE_CELL_TIMEOUT", "")
-    if text and (not text.isdecimal() or int(text) < 1):
-        raise ValueError(f"NORMCORE_CELL_TIMEOUT must be an integer >= 1, in seconds, got {text!r}")
-    return int(text) if text else None
+    """Seconds that a cell may take, from NORMCORE_CELL_TIMEOUT; by default a busy machine is waited for."""
+    name = "NORMCORE_CELL_TIMEOUT"
+    return count_of(name, 0, least=1) if os.environ.get(name) else None
 
 
-def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
-    """Execute a notebook in place and in the given folder, up to the first cell that raises."""
+def execute_notebook(notebook: Notebook, folder: Path) -> tuple[float, str | None]:
+    """Execute a notebook in place and in the given folder; gives seconds, and the first cell that raised with its error."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONHASHSEED"] = "0"
     for cell in notebook.cells:
@@ -104,15 +90,11 @@ def execute_notebook(notebook: Notebook, folder: Path) -> Outcome:
     except (CellTimeoutError, DeadKernelError) as raised:
         error = f"{type(raised).__name__}: {str(raised).splitlines()[0]}"
     if error is not None:
-        error = f"cell {_last_started(notebook)}: {error}"
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        started = [i for i, cell in enumerate(cells, 1) if cell.execution_count is not None]
+        error = f"cell {max(started, default=1)}: {error}"
     notebook.metadata["normcore"] = {"profile": current_profile().name}
-    return Outcome(time.perf_counter() - start, error)
-
-
-def _last_started(notebook: Notebook) -> int:
-    """The number of the code cell in which an execution ended, counted from one."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return max((i for i, cell in enumerate(cells, 1) if cell.execution_count is not None), default=1)
+    return time.perf_counter() - start, error
 
 
 def canonical(notebook: Notebook) -> Notebook:
@@ -130,9 +112,9 @@ def canonical(notebook: Notebook) -> Notebook:
             count += 1
             cell.execution_count = count
             for output in cell.outputs:
-                output.pop(
-                    "execution_count", None
-                ) if output.output_type != "execute_result" else output.update(execution_count=count)
+                output.pop("execution_count", None)
+                if output.output_type == "execute_result":
+                    output.execution_count = count
                 if "metadata" in output:
                     output.metadata = {}
     return notebook
@@ -140,13 +122,9 @@ def canonical(notebook: Notebook) -> Notebook:
 
 def verdict_text(notebook: Notebook) -> str:
     """What the last code cell printed: the chapter's verdict table."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    texts = [
-        output.data.get("text/plain", "")
-        for output in (cells[-1].outputs if cells else [])
-        if "data" in output
-    ]
-    return "\n".join(texts)
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [output.data for output in (outputs[-1] if outputs else []) if "data" in output]
+    return "\n".join(data.get("text/plain", "") for data in shown)
 
 
 def notebook_records(path: Path) -> list[Record]:
@@ -164,14 +142,15 @@ class Executed:
     """A chapter that was executed: its time, its checks as far as it came, and its notebook as text."""
 
     path: Path
-    outcome: Outcome
+    seconds: float
+    error: str | None
     records: list[Record]
     text: str
 
     @property
     def complaints(self) -> list[str]:
         """The cell that raised, and each check that came out otherwise than the book says."""
-        raised = [] if self.outcome.error is None else [f"{self.path.stem}  {self.outcome.error}"]
+        raised = [] if self.error is None else [f"{self.path.stem}  {self.error}"]
         return raised + [
             f"{self.path.stem}  {r.id}: {r.measured} {r.relation} {r.bound}  {r.verdict}"
             for r in self.records
@@ -191,40 +170,32 @@ def with_first_lines(notebook: Notebook, lines: str) -> Notebook:
 def execute_chapter(path: Path, lines: str) -> Executed:
     """Execute a chapter with these first lines; its file stays as it is."""
     notebook = with_first_lines(nbformat.read(path, as_version=4), lines)
-    outcome = execute_notebook(notebook, path.parent)
-    records = parse_records(verdict_text(notebook)) if outcome.error is None else []
-    return Executed(path, outcome, records, nbformat.writes(canonical(notebook)) + "\n")
+    seconds, error = execute_notebook(notebook, path.parent)
+    records = parse_records(verdict_text(notebook)) if error is None else []
+    return Executed(path, seconds, error, records, nbformat.writes(canonical(notebook)) + "\n")
 
 
-def execute_all(root: Path, destination: Path, names: list[str] | None = None) -> bool:
-    """Execute chapters, two at a time, with a line each, and write them to the destination.
+def named(root: Path, names: Sequence[str] | None) -> list[Path]:
+    """The chapters whose file names begin with one of these ("02", "16"); by default all."""
+    return [p for p in chapter_paths(root) if not names or any(p.stem.startswith(name) for name in names)]
+
+
+def execute_all(root: Path, destination: Path, names: Sequence[str] | None = None) -> bool:
+    """Execute chapters, two at a time, with a line each, and write them to the destination; the root stores the outputs.
 
     A chapter that raised or disagrees with the book is written too, for the reader to see, but not over its own
-    source.
-
-    Args:
-        root: of the book.
-        destination: a folder; the root itself stores the outputs.
-        names: beginnings of file names, ["02", "16"]; by default all.
-
-    Returns:
-        True when every cell ran and every check came out as the book says.
-
+    source. True when every cell ran and every check came out as the book says.
     """
-    paths = [
-        path for path in chapter_paths(root) if not names or any(path.stem.startswith(name) for name in names)
-    ]
     complaints = []
     with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
-        jobs = [pool.submit(execute_chapter, path, first_lines(root)) for path in paths]
+        jobs = [pool.submit(execute_chapter, path, first_lines(root)) for path in named(root, names)]
         for job in concurrent.futures.as_completed(jobs):
             done = job.result()
             complaints += done.complaints
             if not done.complaints or destination != root:
                 atomic_write(destination / done.path.relative_to(root), done.text)
-            word = "FAILED" if done.complaints else "ok"
-            what = done.outcome.error or tally(done.records)
-            print(f"{word:7} {done.path.stem:28} {done.outcome.seconds:6.1f} s  {what}", flush=True)
+            word, what = "FAILED" if done.complaints else "ok", done.error or tally(done.records)
+            print(f"{word:7} {done.path.stem:28} {done.seconds:6.1f} s  {what}", flush=True)
     if complaints:
         print(f"Not as the book says, on {machine()}:", *sorted(complaints), sep="\n  ", flush=True)
     return not complaints

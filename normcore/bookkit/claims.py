@@ -23,12 +23,8 @@ RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "in": lambda value, bound: bound[0] <= value <= bound[1],
 }
-HELD, RESTRICTED, NOT_HELD, UNRESOLVED = (
-    "held",
-    "held with a restriction",
-    "did not hold",
-    "not resolved",
-)
+HELD, RESTRICTED = "held", "held with a restriction"
+NOT_HELD, UNRESOLVED = "did not hold", "not resolved"
 FAILED, NOT_FAILED = "failed, as it must", "did not fail"
 """The two verdicts of a control."""
 
@@ -38,9 +34,7 @@ UNEXPECTED = " (unexpected)"
 SEPARATOR, NOTHING = " | ", "–"
 ROUNDINGS = " roundings"
 MOST_ROUNDINGS = 30
-PAPERS: dict[str, dict[str, str]] = json.loads(
-    Path(__file__).with_name("rows.json").read_text(encoding="utf-8")
-)
+PAPERS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("rows.json").read_text("utf-8"))
 """Paper -> row -> what the row says; the last group, rows X, holds the extensions of this book."""
 
 ROWS = {row: text for rows in PAPERS.values() for row, text in rows.items()}
@@ -48,29 +42,18 @@ ROWS = {row: text for rows in PAPERS.values() for row, text in rows.items()}
 
 @dataclass(frozen=True)
 class Record:
-    """A checked claim with what was measured.
+    """A checked claim with what was measured."""
 
-    Attributes:
-        id: row and finer name, "E2/direction".
-        kind: "paper", "extension" or "control".
-        measured: the value, its standard error and its number of runs as text, "4.6 ± 0.6 (n = 10)".
-        relation: a key of RELATIONS.
-        bound: as text; it ends in "roundings" where the value is a multiple of the distance of two runs that
-            differ by one rounding.
-        verdict: see `claim`; ends in UNEXPECTED where it is not the one that the book states.
-        source: who says so.
-        note: the restriction of a claim in words, or the id that a control guards.
-
-    """
-
-    id: str
-    kind: str
-    measured: str
-    relation: str
-    bound: str
-    verdict: str
-    source: str
-    note: str
+    id: str  # row and finer name, "E2/direction"
+    kind: str  # "paper", "extension" or "control"
+    measured: str  # the value, its standard error and its number of runs, "4.6 ± 0.6 (n = 10)"
+    relation: str  # a key of RELATIONS
+    bound: (
+        str  # ends in "roundings" where the value is in units of the distance of two runs one rounding apart
+    )
+    verdict: str  # see `claim`; ends in UNEXPECTED where it is not the one that the book states
+    source: str  # who says so
+    note: str  # the restriction of a claim in words, or the id that a control guards
 
     @property
     def value(self) -> float:
@@ -145,24 +128,20 @@ def claim(
     kind = "control" if guards else "extension" if id.startswith("X") else "paper"
     true = not math.isnan(number) and bool(RELATIONS[relation](number, bound))
     verdict = _verdict(kind, true, expect, restriction, math.isnan(number))
-    text = _text(bound) + (ROUNDINGS if exact else "")
-    record = Record(
-        id, kind, _measured(number, se, n), relation, text, verdict, source, guards or restriction
-    )
+    text = f"[{bound[0]:g}, {bound[1]:g}]" if isinstance(bound, Sequence) else f"{float(bound):g}"
+    text += ROUNDINGS if exact else ""
+    measured = f"{number:.4g}" + ("" if se is None else f" ± {float(se):.2g}")
+    measured += "" if n is None else f" (n = {n})"
+    record = Record(id, kind, measured, relation, text, verdict, source, guards or restriction)
     _keep(record)
     if record.unexpected:
-        print(f"{_complaint(record)}  {id}: {record.measured} {relation} {text}")
+        otherwise = "HOLDS HERE AFTER ALL" if verdict.startswith(HELD) else "DOES NOT HOLD HERE"
+        words = "CONTROL DID NOT FAIL" if guards else otherwise
+        print(f"{words}  {id}: {measured} {relation} {text}")
 
 
 def _check(
-    id: str,
-    relation: str,
-    bound: Any,
-    expect: str,
-    restriction: str,
-    guards: str,
-    source: str,
-    exact: bool,
+    id: str, relation: str, bound: Any, expect: str, restriction: str, guards: str, source: str, exact: bool
 ) -> None:
     """Refuse what no record can hold."""
     for name, text in {"id": id, "guards": guards}.items():
@@ -202,24 +181,6 @@ def _verdict(kind: str, true: bool, expect: str, restriction: str, nothing: bool
     return verdict + (UNEXPECTED if true != (expect == HELD) or nothing else "")
 
 
-def _complaint(record: Record) -> str:
-    """The first words of what a reader sees below a cell that came out otherwise."""
-    if record.kind == "control":
-        return "CONTROL DID NOT FAIL"
-    return "HOLDS HERE AFTER ALL" if record.verdict.startswith(HELD) else "DOES NOT HOLD HERE"
-
-
-def _measured(number: float, se: SupportsFloat | None, n: int | None) -> str:
-    """A value as it is shown, with the error and the number of runs that it has."""
-    error = "" if se is None else f" ± {float(se):.2g}"
-    return f"{number:.4g}{error}" + ("" if n is None else f" (n = {n})")
-
-
-def _text(bound: Any) -> str:
-    """A bound as the scoreboard prints it."""
-    return f"[{bound[0]:g}, {bound[1]:g}]" if isinstance(bound, Sequence) else f"{float(bound):g}"
-
-
 def _keep(record: Record) -> None:
     """Record; the same claim may be checked again by a cell run twice, not another one under its id."""
     old = _records.setdefault(record.id, record)
@@ -254,7 +215,6 @@ class VerdictTable:
 
 
 def _table(title: str, records: list[Record]) -> str:
-    """One kind of check as a table."""
     last = "guards" if records[0].kind == "control" else "restriction"
     head = "".join(f"<th>{name}</th>" for name in (title, "measured", "bound", "verdict", "source", last))
     rows = "".join(
@@ -301,11 +261,6 @@ def verdict_table() -> VerdictTable:
         if record.kind == "control" and record.note not in claims:
             raise ValueError(f"guards of {record.id} must name a claim of this chapter, got {record.note!r}")
     return VerdictTable(list(_records.values()))
-
-
-def clear() -> None:
-    """Forget all records (a fresh kernel does)."""
-    _records.clear()
 
 
 def parse_records(text: str) -> list[Record]:

@@ -16,19 +16,11 @@ LONGEST = {False: 30, True: 60}
 
 
 def problems(notebook: Notebook, first_lines: str) -> list[str]:
-    """Name what keeps a notebook from being a stored chapter.
-
-    Args:
-        notebook: executed, in canonical form.
-        first_lines: how its set-up cell must begin.
-
-    """
+    """Name what keeps an executed notebook from being a stored chapter, whose set-up cell begins with these lines."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    found = (
-        []
-        if [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-        else ["execution counts are not 1, 2, ..."]
-    )
+    found = []
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        found.append("execution counts are not 1, 2, ...")
     source = cells[0].source.rstrip() if cells else ""
     if not (source.startswith(first_lines) and source.endswith("profile = bookkit.setup()")):
         found.append("the first code cell is not the set-up cell")
@@ -71,22 +63,17 @@ def only_draws_or_claims(source: str) -> bool:
     if source.lstrip().startswith(("%", "!")):
         return False
     body = ast.parse(source).body
-    shows = [node for node in body if _draws(node) or "claim(" in ast.unparse(node)]
+    figures = [n for n in body if isinstance(n, ast.With) and "plots.panels" in ast.unparse(n.items[0])]
+    shows = [node for node in body if node in figures or "claim(" in ast.unparse(node)]
     return bool(shows) and not any(_works(node) for node in body if node not in shows)
-
-
-def _draws(node: ast.stmt) -> bool:
-    """Whether a statement is a figure."""
-    return isinstance(node, ast.With) and "plots.panels" in ast.unparse(node.items[0])
 
 
 def _works(node: ast.stmt) -> bool:
     """Whether a statement trains, solves or defines, rather than reads numbers off what is there."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return False
-    return isinstance(node, ast.FunctionDef) or any(
-        name in ast.unparse(node) for name in ("lab.", "nc.", "sp.")
-    )
+    text = ast.unparse(node)
+    return isinstance(node, ast.FunctionDef) or any(name in text for name in ("lab.", "nc.", "sp."))
 
 
 def directives(text: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -104,7 +91,6 @@ def directives(text: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _text_problems(cell: Notebook) -> Iterable[str]:
-    """Faults of the directives in a Markdown cell."""
     if cell.cell_type != "markdown":
         return
     for name, title, options in directives(cell.source):

@@ -27,6 +27,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "theory": {"color": "black", "linestyle": "--", "linewidth": 1.3, "zorder": 5},
     "guide": {"color": "#8a8a8a", "linewidth": 1.0},
 }
+BESIDE: dict[str, Any] = {"va": "center", "textcoords": "offset points", "annotation_clip": False}
+"""How words stand beside a point."""
 
 
 def use_style() -> None:
@@ -66,16 +68,7 @@ def curve(
     all_marks = {"markevery": None} if "marker" in own else {}
     (line,) = ax.plot(x, y, **KINDS[kind] | all_marks | own)
     if label:
-        ax.annotate(
-            label,
-            (x[at], y[at]),
-            xytext=offset,
-            textcoords="offset points",
-            color=line.get_color(),
-            va="center",
-            fontsize=10,
-            annotation_clip=False,
-        )
+        ax.annotate(label, (x[at], y[at]), xytext=offset, color=line.get_color(), fontsize=10, **BESIDE)
 
 
 def band(ax: Axes, x: Any, low: Any, high: Any, kind: str = "decay") -> None:

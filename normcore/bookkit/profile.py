@@ -1,14 +1,16 @@
-"""The size of the experiments: one environment variable, three profiles.
+"""The size of the experiments, and the seed of every random draw: two environment variables.
 
-Claims hold in every profile; only resolution and error bars change.
+Claims hold in each of three profiles; only resolution and error bars change.
 """
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 T = TypeVar("T")
@@ -57,10 +59,15 @@ def current_profile() -> Profile:
         raise ValueError(
             "NORMCORE_PROFILE=gpu needs a CUDA device, got none; use NORMCORE_PROFILE=full on a CPU"
         )
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    if not threads.isdecimal() or int(threads) < 1:
-        raise ValueError(f"OMP_NUM_THREADS must be an integer >= 1, got {threads!r}")
-    return Profile(name, "cuda" if name == "gpu" else "cpu", int(threads))
+    return Profile(name, "cuda" if name == "gpu" else "cpu", count_of("OMP_NUM_THREADS", 1, least=1))
+
+
+def count_of(variable: str, default: int, *, least: int) -> int:
+    """The integer that an environment variable holds."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{variable} must be an integer >= {least}, got {text!r}")
+    return int(text)
 
 
 def machine() -> str:
@@ -69,8 +76,44 @@ def machine() -> str:
     lines = names.read_text().splitlines() if names.exists() else []
     model = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     processor = model[0] if model else platform.processor() or platform.machine()
-    kernels = torch.backends.cpu.get_cpu_capability()
-    threads = current_profile().threads
-    return (
-        f"{processor} ({kernels} kernels), torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}"
-    )
+    kernels, threads = torch.backends.cpu.get_cpu_capability(), current_profile().threads
+    many = f"{threads} thread{'s' * (threads > 1)}"
+    return f"{processor} ({kernels} kernels), torch {torch.__version__}, {many}"
+
+
+STRIDE = 1_000_003
+"""Distance of the seeds of neighbouring values of the knob: no chapter counts that far."""
+
+_manual_seed: Callable[[int], torch.Generator] = torch.manual_seed
+_default_rng = np.random.default_rng
+_Generator: Any = torch.Generator
+
+
+def seed_of_the_session() -> int:
+    """Read NORMCORE_SEED; 0, the seeds of the stored outputs, where it is not set."""
+    return count_of("NORMCORE_SEED", 0, least=0)
+
+
+def shift_seeds(seed: int) -> None:
+    """Move every seed that torch or numpy is given from now on; 0 restores them.
+
+    A chapter draws in a hundred places, many of them defaults deep in the laboratory. Passing one number through all
+    of them would miss some, so the generators themselves add it.
+    """
+    by = seed * STRIDE
+
+    class Shifted(_Generator):  # type: ignore[misc]
+        """torch's generator, with its seeds moved."""
+
+        def manual_seed(self, seed: int) -> Any:
+            return super().manual_seed(int(seed) + by)
+
+    def manual_seed(seed: int) -> torch.Generator:
+        return _manual_seed(int(seed) + by)
+
+    def default_rng(seed: Any = None) -> np.random.Generator:
+        return _default_rng(int(seed) + by if isinstance(seed, int | np.integer) else seed)
+
+    torch.manual_seed = manual_seed if by else _manual_seed  # type: ignore[assignment]
+    torch.Generator = Shifted if by else _Generator  # type: ignore[misc]
+    np.random.default_rng = default_rng if by else _default_rng

@@ -25,6 +25,7 @@ from normcore.bookkit.chapters import (
     Notebook,
     chapter_paths,
     execute_notebook,
+    named,
     notebook_records,
     verdict_text,
 )
@@ -109,9 +110,7 @@ def _cache_file(path: Path, name: str, cache: Path) -> Path:
 def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, Any]]:
     """Execute a chapter under a perturbation, or read what an earlier call left in the cache.
 
-    Returns:
-        (path, name, {"code": fingerprint, "error": text or None, "text": the verdict table}).
-
+    Gives (path, name, {"code": fingerprint, "error": text or None, "text": the verdict table}).
     """
     before = cached(path, name, cache)
     if before is not None:
@@ -124,24 +123,18 @@ def perturbed(path: Path, name: str, cache: Path) -> tuple[Path, str, dict[str, 
     environment = dict(os.environ)
     try:
         os.environ.update({"OMP_NUM_THREADS": "1", **PERTURBATIONS[name]})
-        outcome = execute_notebook(notebook, path.parent)
+        seconds, error = execute_notebook(notebook, path.parent)
     finally:
         os.environ.clear()
         os.environ.update(environment)
-    text = verdict_text(notebook) if outcome.error is None else ""
-    found = {"code": code, "error": outcome.error, "text": text, "seconds": round(outcome.seconds, 1)}
+    text = verdict_text(notebook) if error is None else ""
+    found = {"code": code, "error": error, "text": text, "seconds": round(seconds, 1)}
     atomic_write(file, json.dumps(found, ensure_ascii=False))
     return path, name, found
 
 
 def interval(relation: str, bound: str) -> tuple[float, float]:
-    """Where a claim's value must lie, from its bound as a record has it: "2.5", or "[0.9, 1.1]".
-
-    Example:
-        >>> interval("<", "2.5"), interval("in", "[0.9, 1.1]")
-        ((-inf, 2.5), (0.9, 1.1))
-
-    """
+    """Where a claim's value must lie, from its bound as a record has it: "2.5", or "[0.9, 1.1]"."""
     ends = [float(end) for end in bound.strip("[]").split(",")]
     if relation == "in":
         return ends[0], ends[1]
@@ -149,20 +142,10 @@ def interval(relation: str, bound: str) -> tuple[float, float]:
 
 
 def spread_and_margin(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    """The spread of a claim's values, and how many spreads lie between their mean and the nearer end.
+    """The spread of a claim's values, and how many spreads lie between their mean and the nearer end, low or high.
 
     Convention: the spread is the standard deviation, of the logarithms where the values are positive and span more
     than a factor of 10. The margin is negative where the mean is on the wrong side, and infinite where nothing moves.
-
-    Args:
-        values: stored and perturbed.
-        low: where the claim begins to hold, -inf where it has no such end.
-        high: where it ends.
-
-    Example:
-        >>> spread_and_margin([1.0, 2.0, 3.0], -math.inf, 5.0)
-        (1.0, 3.0)
-
     """
     v = np.asarray(values, dtype=np.float64)
     if not np.isfinite(v).all():
@@ -178,29 +161,20 @@ def as_expected(stored: Record, value: float) -> bool:
     """Whether a value from another machine gives the stored verdict; NaN never does."""
     if math.isnan(value) or stored.verdict == UNRESOLVED:
         return not math.isnan(value)
-    ends = interval(stored.relation, stored.bound.removesuffix(ROUNDINGS))
-    true = RELATIONS[stored.relation](value, ends if stored.relation == "in" else _end(stored.relation, ends))
-    return true == (stored.verdict != NOT_HELD)
-
-
-def _end(relation: str, ends: tuple[float, float]) -> float:
-    return ends[1] if relation.startswith("<") else ends[0]
+    bound = stored.bound.removesuffix(ROUNDINGS)
+    limit = interval("in", bound) if stored.relation == "in" else float(bound)
+    return RELATIONS[stored.relation](value, limit) == (stored.verdict != NOT_HELD)
 
 
 def entry(stored: Record, perturbed_records: Mapping[str, Record | None]) -> dict[str, Any]:
     """What book/robustness.json keeps of a check; a margin of null means that nothing moved."""
     others = {name: None if r is None else r.value for name, r in perturbed_records.items()}
-    result = {
-        "kind": stored.kind,
-        "relation": stored.relation,
-        "bound": stored.bound,
-        "verdict": stored.verdict,
-        "exact": stored.exact,
+    odd = [name for name, r in perturbed_records.items() if r is None or not as_expected(stored, r.value)]
+    kept = ("kind", "relation", "bound", "verdict", "exact")
+    result = {name: getattr(stored, name) for name in kept} | {
         "stored": _finite(stored.value),
         "values": {name: _finite(value) for name, value in others.items()},
-        "otherwise": [
-            name for name, r in perturbed_records.items() if r is None or not as_expected(stored, r.value)
-        ],
+        "otherwise": odd,
     }
     values = [stored.value, *(value for value in others.values() if value is not None)]
     if not stored.exact:
@@ -231,16 +205,12 @@ def weak(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Name the checks that came out otherwise somewhere, or whose bound is nearer than LEAST spreads."""
     found = []
     for id, check in checks.items():
-        if check["otherwise"]:
-            found.append(
-                f"{id}: {check['relation']} {check['bound']}, stored {check['stored']}, "
-                f"otherwise under {', '.join(check['otherwise'])}: {check['values']}"
-            )
-        elif _margin(check) < LEAST:
-            found.append(
-                f"{id}: {check['relation']} {check['bound']}, stored {check['stored']}, "
-                f"margin {check['margin']} spreads of {check['spread']}: {check['values']}"
-            )
+        why = f"otherwise under {', '.join(check['otherwise'])}" if check["otherwise"] else ""
+        if not why and _margin(check) < LEAST:
+            why = f"margin {check['margin']} spreads of {check['spread']}"
+        if why:
+            bound = f"{check['relation']} {check['bound']}, stored {check['stored']}"
+            found.append(f"{id}: {bound}, {why}: {check['values']}")
     return found
 
 
@@ -261,20 +231,15 @@ def summary(board: Mapping[str, Any]) -> str:
     middle = f"least margin {min(margins):.2g}, median {np.median(margins):.2g} spreads; " if margins else ""
     told = f"{len(checks)} checks ({counts}), {exact} exact; {middle}{moved} came out otherwise somewhere"
     waiting = sum(map(len, board["missing"].values()))
-    return told + (f"; {waiting} of {_executions(board)} executions are still to be made" if waiting else "")
-
-
-def _executions(board: Mapping[str, Any]) -> int:
-    return len(board["chapters"]) * len(board["perturbations"])
+    total = len(board["chapters"]) * len(board["perturbations"])
+    return told + (f"; {waiting} of {total} executions are still to be made" if waiting else "")
 
 
 def run(root: Path, names: Sequence[str] = ()) -> bool:
     """Execute what is missing, then `collect`; True when nothing is weak."""
-    paths = [p for p in chapter_paths(root) if not names or any(p.stem.startswith(name) for name in names)]
+    paths, cache = named(root, names), root / "_build" / "robust"
     with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
-        jobs = [
-            pool.submit(perturbed, p, n, root / "_build" / "robust") for n in PERTURBATIONS for p in paths
-        ]
+        jobs = [pool.submit(perturbed, path, name, cache) for name in PERTURBATIONS for path in paths]
         for job in concurrent.futures.as_completed(jobs):
             path, name, result = job.result()
             print(f"{path.stem:28} {name:24} {result['error'] or 'ok'}", flush=True)

@@ -37,9 +37,8 @@ class WeightCorrelations:
         shape = self.vv.shape, self.uu.shape, self.uv.shape
         batch, d = shape[0], shape[2][-1:]
         if not d or shape != (batch, (*batch, *d, *d), (*batch, *d)):
-            raise ValueError(
-                "vv must be (...), uu (..., d, d) and uv (..., d), got shapes {}, {}, {}".format(*shape)
-            )
+            got = ", ".join(map(str, shape))
+            raise ValueError(f"vv must be (...), uu (..., d, d) and uv (..., d), got shapes {got}")
 
     @classmethod
     def from_weights(cls, u: ArrayLike, v: ArrayLike) -> "WeightCorrelations":
@@ -174,7 +173,6 @@ def simulate_full(
 
 
 def _broadcast(start: WeightCorrelations, eta: FloatArray) -> tuple[WeightCorrelations, FloatArray]:
-    """State and rate in one batch shape."""
     d = start.uv.shape[-1]
     shape = common_shape(start=start.vv, lr=eta)
     vv, uu = np.broadcast_to(start.vv, shape), np.broadcast_to(start.uu, (*shape, d, d))

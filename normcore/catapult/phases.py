@@ -11,6 +11,15 @@ from normcore.catapult.warm_up import UPPER_EDGE
 from normcore.checks import checked, checked_number
 from normcore.curvature.operator import EigenResult
 
+LOWER_BY_THEORY = (
+    "theory: squared loss, plain gradient descent without momentum, large width (corrections O(1/width)), curvature at "
+    "the start on the data that descent sees; a minibatch has a larger one"
+)
+UPPER_BY_THEORY = (
+    "theory for the two-layer linear model with squared loss, exact for one sample with label 0 and up to O(1/width) "
+    "otherwise; for other nets a guess that ReLU nets often exceed: measure max_constant"
+)
+
 
 @dataclass(frozen=True)
 class LRPhases:
@@ -34,10 +43,9 @@ class LRPhases:
         return np.where(rate <= self.critical_lr, "lazy", above)
 
     def __str__(self) -> str:
-        edges = (
-            f"critical_lr {self.critical_lr:.6g}, max_lr {self.max_lr:.6g} (curvature {self.curvature:.6g})"
-        )
-        return "\n".join([edges, *(f"{name}: {text}" for name, text in self.assumptions.items())])
+        edges = f"critical_lr {self.critical_lr:.6g}, max_lr {self.max_lr:.6g}"
+        reasons = (f"{name}: {text}" for name, text in self.assumptions.items())
+        return "\n".join([f"{edges} (curvature {self.curvature:.6g})", *reasons])
 
 
 def lr_phases(
@@ -72,32 +80,16 @@ def lr_phases(
     """
     if isinstance(curvature, EigenResult):
         if not curvature.converged:
-            raise ValueError(
-                f"curvature must have converged, got a relative residual of {curvature.residual:.1e} after "
-                f"{curvature.matvecs} products"
-            )
+            got = f"a relative residual of {curvature.residual:.1e} after {curvature.matvecs} products"
+            raise ValueError(f"curvature must have converged, got {got}")
         curvature = curvature.value
-    value = checked_number("curvature", curvature, above=0.0) * checked_number(
-        "loss_scale", loss_scale, above=0.0
-    )
+    value = checked_number("curvature", curvature, above=0.0)
+    value *= checked_number("loss_scale", loss_scale, above=0.0)
     value = checked_number("curvature*loss_scale", value, above=0.0)
-    constant = UPPER_EDGE if max_constant is None else checked_number("max_constant", max_constant, above=2.0)
-    reasons = _assumptions(constant, max_constant is None)
-    return LRPhases(value, 2 / value, constant / value, constant, max_constant is None, reasons)
-
-
-def _assumptions(constant: float, theory: bool) -> Mapping[str, str]:
-    if theory:
-        upper = (
-            "theory for the two-layer linear model with squared loss, exact for one sample with label 0 and up to "
-            "O(1/width) otherwise; for other nets a guess that ReLU nets often exceed: measure max_constant"
-        )
-    else:
-        upper = f"the measured constant {constant:g}: as good as the likeness of the nets it was measured on"
-    return MappingProxyType(
-        {
-            "critical_lr": "theory: squared loss, plain gradient descent without momentum, large width (corrections "
-            "O(1/width)), curvature at the start on the data that descent sees; a minibatch has a larger one",
-            "max_lr": upper,
-        }
+    theory = max_constant is None
+    constant = UPPER_EDGE if theory else checked_number("max_constant", max_constant, above=2.0)
+    measured = f"the measured constant {constant:g}: as good as the likeness of the nets it was measured on"
+    reasons = MappingProxyType(
+        {"critical_lr": LOWER_BY_THEORY, "max_lr": UPPER_BY_THEORY if theory else measured}
     )
+    return LRPhases(value, 2 / value, constant / value, constant, theory, reasons)

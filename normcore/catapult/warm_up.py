@@ -58,7 +58,6 @@ LIMITS = {"curvature": {"above": 0.0}, "lr": {"above": 0.0}, "width": {"least": 
 
 
 def _broadcast(**arguments: ArrayLike) -> tuple[FloatArray, ...]:
-    """The arguments, checked, in one shape."""
     columns = {name: checked(name, value, **LIMITS.get(name, {})) for name, value in arguments.items()}
     shape = common_shape(**columns)
     return tuple(np.broadcast_to(column, shape) for column in columns.values())
@@ -209,16 +208,12 @@ def simulate(
     f, curv, n, x, eta, y = given
     per_output = eta * x / np.sqrt(n)
     a, s = eta * curv, per_output * f
-    _check_start(a, s, curv, x)
+    require("input", x, "other than 0", x != 0)
+    possible = 2 * np.abs(s) <= a * (1 + 1e-12)
+    require("curvature", curv, ">= 2 |output input| / sqrt(width), as Cauchy-Schwarz has it", possible)
     residuals, curvatures = _iterate(a, s, f - y, per_output, y, steps)
     phase = np.where(y == 0, _phase_by_edges(a, s), _phase_by_run(residuals, curvatures))
     return WarmUpRun(residuals + y, curvatures / eta, residuals, eta.copy(), phase, np.asarray(y == 0))
-
-
-def _check_start(a: FloatArray, s: FloatArray, curvature: FloatArray, x: FloatArray) -> None:
-    require("input", x, "other than 0", x != 0)
-    possible = 2 * np.abs(s) <= a * (1 + 1e-12)
-    require("curvature", curvature, ">= 2 |output input| / sqrt(width), as Cauchy-Schwarz has it", possible)
 
 
 def _iterate(

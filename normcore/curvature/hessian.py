@@ -177,8 +177,7 @@ class SharpnessMonitor:
         matvecs: Hessian products a reading, >= 1.
         refresh: readings from one fresh look to the next, >= 1.
         tol: relative residual at which a reading stops early and counts as converged.
-        method: as in `hessian_top_eigenvalue`.
-        chunk_size: as in `hessian_top_eigenvalue`.
+        method: as in `hessian_top_eigenvalue`, and so is chunk_size.
 
     Raises:
         ValueError: matvecs or refresh < 1, tol <= 0.
@@ -228,9 +227,8 @@ class SharpnessMonitor:
         operator = HessianOperator(model, self.loss_fn, self.batch, self.method, chunk_size=self.chunk_size)
         start = self._vector if self._vector is not None and len(self._vector) == operator.size else None
         fresh = start is None or self.readings % self.refresh == 0
-        options: dict[str, Any] = (
-            {"max_matvecs": FRESH} if fresh else {"max_matvecs": self.matvecs, "share": 0.0}
-        )
+        options: dict[str, Any] = {"max_matvecs": FRESH if fresh else self.matvecs}
+        options |= {} if fresh else {"share": 0.0}
         found = top_eigenpair(operator, start=start, tol=self.tol, seed=self.readings, **options)
         return replace(found, method=operator.method)
 

@@ -63,7 +63,7 @@ class HessianOperator(SymmetricOperator):
             raise TypeError("batch must be two tensors of one length when chunk_size is given")
         chunks = list(zip(self.snapshot.chunks(x, chunk_size), y.split(chunk_size), strict=True))
         places = None, self.snapshot.nearby()
-        outputs = [[self.snapshot.call(a, at, derivable=False) for a, _ in chunks] for at in places]
+        outputs = [[self.snapshot.call(a, at) for a, _ in chunks] for at in places]
         whole = [self._slope(torch.cat(out), y).split([len(part) for part in out]) for out in outputs]
         shares = []
         for i, (_, target) in enumerate(chunks):
@@ -72,7 +72,6 @@ class HessianOperator(SymmetricOperator):
         return [(share, *chunk) for share, chunk in zip(shares, chunks, strict=True) if share]
 
     def _slope(self, output: Tensor, y: Tensor, *, finite: bool = True) -> Tensor:
-        """The derivative of the loss in the outputs."""
         output = output.requires_grad_()
         with self.snapshot.quiet():
             return grad(self._sound(self.loss_fn(output, y), finite=finite), [output])[0]
@@ -116,10 +115,10 @@ class HessianOperator(SymmetricOperator):
         self.method = "finite_difference"
         return self._difference(vector)
 
-    def _sum(self, part: Callable[..., Tensor], vector: Tensor, *given: Any) -> Tensor:
+    def _sum(self, part: Callable[..., Tensor], vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         for share, x, y in self._chunks:
-            total += share * part(vector, x, y, *given)
+            total += share * part(vector, x, y)
         return total
 
     def _double_backward(self, vector: Tensor, x: Any, y: Any) -> Tensor:
@@ -154,9 +153,8 @@ class HessianOperator(SymmetricOperator):
         """The gradient at shifted weights, from first-order operations only."""
         pieces = self.snapshot.named(shift)
         moved = {n: (p.detach() + pieces[n]).requires_grad_() for n, p in self.snapshot.leaves.items()}
-        return flatten(
-            self.snapshot.run(lambda model: grad(self._loss(model, x, y), list(moved.values())), moved)
-        )
+        work = lambda model: grad(self._loss(model, x, y), list(moved.values()))  # noqa: E731
+        return flatten(self.snapshot.run(work, moved))
 
     def _difference(self, vector: Tensor) -> Tensor:
         """H v by central differences; the first product searches the step."""
@@ -167,7 +165,6 @@ class HessianOperator(SymmetricOperator):
         return norm * (self._search(unit) if self._step == 0.0 else self._central(unit, self._step))
 
     def _central(self, unit: Tensor, h: float) -> Tensor:
-        """(g(w + h u) - g(w - h u)) / 2h."""
         return (self._sum(self._gradient, h * unit) - self._sum(self._gradient, -h * unit)) / (2 * h)
 
     def _search(self, unit: Tensor) -> Tensor:
@@ -213,8 +210,7 @@ def _share(whole: Tensor, alone: Tensor, chunk_size: int) -> float:
         return 0.0
     share = float(whole.double() @ alone.double() / alone.double().square().sum())
     if not float((whole - share * alone).norm()) <= default_tolerance(whole.dtype) * float(whole.norm()):
-        raise ValueError(
-            f"loss_fn must be a sum or mean over samples, weighted or not, when chunk_size={chunk_size}, got one "
-            "whose gradient on a chunk is no multiple of that of the chunk alone"
-        )
+        need = f"a sum or mean over samples, weighted or not, when chunk_size={chunk_size}"
+        got = "one whose gradient on a chunk is no multiple of that of the chunk alone"
+        raise ValueError(f"loss_fn must be {need}, got {got}")
     return share

@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 from torch.nn import functional
 
-from normcore.curvature.snapshot import Snapshot, flatten, grad
+from normcore.curvature.snapshot import Snapshot, flatten, grad, uses_batch_statistics
 
 SLOW = 20.0
 """Arithmetic operations in the time that one number takes to come from memory."""
@@ -41,47 +41,41 @@ def vecdot(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-class Factors:
-    """A layer by its inputs (m, g, S, in) and deltas (m, K, g, S, out); products go through W or the Gram matrix."""
+Part = Callable[[Tensor], Tensor]
+"""A layer's part of the kernel, as its product with u (m, K)."""
 
-    def __init__(self, x: Tensor, delta: Tensor) -> None:
-        self.x, self.delta = x.transpose(0, 1).flatten(1, 2).contiguous(), delta
-        _, positions, inputs = self.x.shape
-        self.gram = self.x @ self.x.transpose(1, 2) if positions < 2 * inputs else None
 
-    def apply(self, u: Tensor) -> Tensor:
-        """The layer's part of the kernel times u (m, K)."""
-        m, _, g, s, out = self.delta.shape
-        rows = self.delta.flatten(2)
+def by_factors(x: Tensor, delta: Tensor) -> Part:
+    """Of a layer by its inputs (m, g, S, in) and deltas (m, K, g, S, out), through W or the Gram matrix."""
+    inputs, rows = x.transpose(0, 1).flatten(1, 2).contiguous(), delta.flatten(2)
+    m, _, g, s, out = delta.shape
+    gram = inputs @ inputs.transpose(1, 2) if inputs.shape[1] < 2 * inputs.shape[2] else None
+
+    def product(u: Tensor) -> Tensor:
         mixed = torch.bmm(u[:, None], rows).view(m, g, s, out).transpose(0, 1).reshape(g, m * s, out)
-        moved = self.gram @ mixed if self.gram is not None else self.x @ (self.x.transpose(1, 2) @ mixed)
-        moved = moved.view(g, m, s, out).transpose(0, 1).reshape(m, 1, -1)
-        return vecdot(rows, moved)
+        moved = gram @ mixed if gram is not None else inputs @ (inputs.transpose(1, 2) @ mixed)
+        return vecdot(rows, moved.view(g, m, s, out).transpose(0, 1).reshape(m, 1, -1))
+
+    return product
 
 
-class Rows:
-    """A layer by the gradients of every output, (m, K, parameters)."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.matrix = rows.flatten(0, 1)
-
-    def apply(self, u: Tensor) -> Tensor:
-        """The layer's part of the kernel times u (m, K)."""
-        return (self.matrix @ (u.flatten() @ self.matrix)).view_as(u)
+def by_rows(gradients: Tensor) -> Part:
+    """Of a layer by the gradients of every output, (m, K, parameters)."""
+    matrix = gradients.flatten(0, 1)
+    return lambda u: (matrix @ (u.flatten() @ matrix)).view_as(u)
 
 
-class Tokens:
-    """An embedding by its tokens (m, S) and deltas (m, K, S, E)."""
+def by_tokens(tokens: Tensor, count: int, delta: Tensor) -> Part:
+    """Of an embedding by its tokens (m, S) and deltas (m, K, S, E)."""
+    place, rows = tokens.flatten(), delta.flatten(2)
+    m, _, s, e = delta.shape
 
-    def __init__(self, tokens: Tensor, count: int, delta: Tensor) -> None:
-        self.tokens, self.count, self.delta = tokens.flatten(), count, delta
+    def product(u: Tensor) -> Tensor:
+        mixed = torch.bmm(u[:, None], rows).view(m * s, e)
+        table = mixed.new_zeros(count, e).index_add_(0, place, mixed)
+        return vecdot(rows, table[place].view(m, 1, s * e))
 
-    def apply(self, u: Tensor) -> Tensor:
-        """The layer's part of the kernel times u (m, K)."""
-        m, _, s, e = self.delta.shape
-        mixed = torch.bmm(u[:, None], self.delta.flatten(2)).view(m * s, e)
-        table = mixed.new_zeros(self.count, e).index_add_(0, self.tokens, mixed)
-        return vecdot(self.delta.flatten(2), table[self.tokens].view(m, 1, s * e))
+    return product
 
 
 class Use(NamedTuple):
@@ -97,7 +91,7 @@ class Plan(NamedTuple):
     """What is kept of a use: the form of one output's delta, and the part that these forms, stacked, make up."""
 
     form: Callable[[Tensor], Tensor]
-    part: Callable[[Tensor], Factors | Rows | Tokens]
+    part: Callable[[Tensor], Part]
     numbers: int
 
 
@@ -105,12 +99,7 @@ class StructuredKernel:
     """J J^T (without 1/m) as a sum over layers; `apply` multiplies with u of shape (m, K)."""
 
     def __init__(self, snapshot: Snapshot, x: Any) -> None:
-        """Run the model once, and back once per output.
-
-        Raises:
-            Unstructured: a part of the model is not covered; the message says which.
-
-        """
+        """Run the model once, and back once per output; Unstructured says which part of it is not covered."""
         layers = _layers(snapshot)
         snapshot.run(lambda model: self._build(snapshot, *_recorded(model, x, layers)))
 
@@ -131,11 +120,9 @@ class StructuredKernel:
                 kept.append(plan.form(flat.new_zeros(use.shape) if delta is None else delta))
         built: dict[Any, tuple[Plan, Tensor]] = {}
         for i, (use, plan) in enumerate(zip(uses, plans, strict=True)):
-            stacked, key = torch.stack(forms.pop(0), dim=1), use.module if plan.part is Rows else i
-            built[key] = (
-                plan,
-                built[key][1] + stacked if key in built else stacked,
-            )  # rows of one layer add up
+            stacked, key = torch.stack(forms.pop(0), dim=1), use.module if plan.part is by_rows else i
+            # rows of one layer add up
+            built[key] = plan, built[key][1] + stacked if key in built else stacked
         self.parts = [plan.part(stacked) for plan, stacked in built.values()]
         self._compare(snapshot, flat)
 
@@ -143,7 +130,7 @@ class StructuredKernel:
         """J J^T u."""
         total = torch.zeros_like(u)
         for part in self.parts:
-            total += part.apply(u)
+            total += part(u)
         return total
 
     def _compare(self, snapshot: Snapshot, flat: Tensor) -> None:
@@ -154,9 +141,8 @@ class StructuredKernel:
         found = float((u * self.apply(u)).double().sum())
         tolerance = 1e-9 if flat.dtype == torch.float64 else 1e-3
         if not abs(found - truth) <= tolerance * abs(truth):
-            raise Unstructured(
-                f"samples or parameters that interact: a product gives {found:.6g} for {truth:.6g}"
-            )
+            numbers = f"{found:.6g} for {truth:.6g}"
+            raise Unstructured(f"samples or parameters that interact: a product gives {numbers}")
 
 
 def _layers(snapshot: Snapshot) -> list[nn.Module]:
@@ -207,13 +193,13 @@ def _plan(use: Use, samples: int, outputs: int, once: bool) -> Plan:
         tokens = x.reshape(samples, -1)
         live = 1 if module.padding_idx is None else (tokens != module.padding_idx)[..., None]
         form = lambda delta: delta.reshape(samples, -1, delta.shape[-1]) * live  # noqa: E731
-        return Plan(form, partial(Tokens, tokens, module.num_embeddings), as_factors)
+        return Plan(form, partial(by_tokens, tokens, module.num_embeddings), as_factors)
     if isinstance(module, NORM):
-        return Plan(partial(norm_row, module, normalized(module, x), samples), Rows, as_rows)
+        return Plan(partial(norm_row, module, normalized(module, x), samples), by_rows, as_rows)
     patches, turn = with_ones(module, inputs_of(module, x, samples)), partial(deltas_of, module, samples)
     if once and not prefers_rows(outputs, *patches.shape[2:]):
-        return Plan(turn, partial(Factors, patches), patches.numel() + as_factors)
-    return Plan(lambda delta: (turn(delta).transpose(2, 3) @ patches).flatten(1), Rows, as_rows)
+        return Plan(turn, partial(by_factors, patches), patches.numel() + as_factors)
+    return Plan(lambda delta: (turn(delta).transpose(2, 3) @ patches).flatten(1), by_rows, as_rows)
 
 
 def prefers_rows(outputs: int, positions: int, inputs: int) -> bool:
@@ -254,9 +240,7 @@ def with_ones(module: Any, x: Tensor) -> Tensor:
 
 def normalized(module: Any, x: Tensor) -> Tensor:
     """The input of a norm layer as it is before gain and shift: the layer at gain 1 and shift 0."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-        module.training or module.running_mean is None
-    ):
+    if uses_batch_statistics(module):
         raise Unstructured(f"a {type(module).__name__} with batch statistics")
     plain = {name: torch.full_like(p, float(name == "weight")) for name, p in module.named_parameters()}
     with torch.no_grad():
@@ -266,10 +250,8 @@ def normalized(module: Any, x: Tensor) -> Tensor:
 
 def norm_row(module: Any, normal: Tensor, samples: int, delta: Tensor) -> Tensor:
     """Gradients of gain and shift, (m, parameters)."""
-    last = isinstance(
-        module, nn.LayerNorm | nn.RMSNorm
-    )  # their gains run over the last axes, the others' over channels
-    size = module.weight.numel()
+    # their gains run over the last axes, the others' over channels
+    last, size = isinstance(module, nn.LayerNorm | nn.RMSNorm), module.weight.numel()
     shape, axis = ((samples, -1, size), 1) if last else ((samples, size, -1), 2)
     delta, normal = delta.reshape(shape), normal.reshape(shape)
     parts = [(delta * normal).sum(axis)] if module.weight.requires_grad else []

@@ -44,7 +44,7 @@ class NTKOperator(SymmetricOperator):
         if chunk_size is not None and method in ("structured", "dense"):
             raise ValueError(f"chunk_size must be None unless method is 'lanczos', got {chunk_size}")
         self.snapshot, self.why, x = Snapshot(model, seed), "", usable(x)
-        self.output_shape = _sound(self.snapshot.call(x, derivable=False)).shape
+        self.output_shape = _sound(self.snapshot.call(x)).shape
         self.samples, size = self.output_shape[0], self.output_shape.numel()
         products = None
         if chunk_size is not None:
@@ -91,8 +91,10 @@ class NTKOperator(SymmetricOperator):
             return run(lambda model: grad(model(chunk), leaves, u))
 
         def push(chunk: Any, direction: Any) -> Tensor:
-            graph = kept or self._graph(chunk)
-            return run(lambda _: self._forward(graph, direction))
+            _, dummy, transposed = kept or self._graph(chunk)
+            pairs = [(g, w) for g, w in zip(transposed, direction, strict=True) if g.requires_grad]
+            inner, weights = zip(*pairs, strict=True)
+            return run(lambda _: torch.autograd.grad(inner, dummy, weights, retain_graph=True)[0].flatten())
 
         def product(vector: Tensor) -> Tensor:
             first, *rest = zip(chunks, vector.view(self.output_shape).split(sizes), strict=True)
@@ -115,13 +117,6 @@ class NTKOperator(SymmetricOperator):
                 "method must be 'structured' or 'dense' for a model with a once_differentiable part, got 'lanczos'"
             )
         return graph
-
-    @staticmethod
-    def _forward(graph: Graph, direction: Any) -> Tensor:
-        """J w, flat."""
-        pairs = [(g, w) for g, w in zip(graph[2], direction, strict=True) if g.requires_grad]
-        inner, weights = zip(*pairs, strict=True)
-        return torch.autograd.grad(inner, graph[1], weights, retain_graph=True)[0].flatten()
 
 
 def _sound(output: Any) -> Tensor:

@@ -60,9 +60,8 @@ class SymmetricOperator:
         if other.dim() == 2 and other.shape[0] == self.size:
             return torch.stack([self @ column for column in other.unbind(1)], dim=1)
         if other.shape != (self.size,):
-            raise ValueError(
-                f"other must be of shape ({self.size},) or ({self.size}, k), got {tuple(other.shape)}"
-            )
+            need = f"of shape ({self.size},) or ({self.size}, k)"
+            raise ValueError(f"other must be {need}, got {tuple(other.shape)}")
         self.matvecs += 1
         vector = other.detach().to(self.device, self.dtype)
         return self._apply(vector.clone() if vector.is_inference() else vector).detach()
@@ -177,9 +176,8 @@ def _start_vector(operator: SymmetricOperator, start: Tensor | None, seed: int, 
         return random
     require_type("start", start, Tensor, "a tensor")
     if start.numel() != operator.size or not bool(start.isfinite().all()) or not bool(start.any()):
-        raise ValueError(
-            f"start must hold {operator.size} finite numbers, not all 0, got shape {tuple(start.shape)}"
-        )
+        need = f"{operator.size} finite numbers, not all 0"
+        raise ValueError(f"start must hold {need}, got shape {tuple(start.shape)}")
     given = start.detach().flatten().to(operator.device, operator.dtype)
     mixed: Tensor = given / given.norm() + share * random
     return mixed.div_(mixed.norm())

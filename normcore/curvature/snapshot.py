@@ -25,7 +25,6 @@ class Snapshot:
     """Holds leaf copies of the trainable parameters; `run` works with the model at any values of them."""
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
-        """Copy the model's parameters and buffers."""
         require_type("model", model, nn.Module, "a torch.nn.Module")
         self.model, self.seed = model, checked_count("seed", seed, least=0)
         named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -36,7 +35,7 @@ class Snapshot:
         self._buffers = {n: b.detach().clone() for n, b in buffers.items()}
         first = {
             id(t): n for n, t in [*named.items(), *buffers.items()]
-        }  # a tied one has one name and many places
+        }  # a tied one has one name, many places
         stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
         self._places = [(s, key, first[id(t)]) for s in stores for key, t in s.items() if t is not None]
         kinds = {(p.dtype, p.device) for p in self.leaves.values()}
@@ -47,14 +46,13 @@ class Snapshot:
         self.dtype, self.device = next(iter(kinds))
         self.size = sum(p.numel() for p in self.leaves.values())
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-        embeddings = [
-            (f"{n}.weight".lstrip("."), m) for n, m in model.named_modules() if isinstance(m, EMBEDDINGS)
-        ]
+        embeddings = [(n, m) for n, m in model.named_modules() if isinstance(m, EMBEDDINGS)]
         if any(m.sparse and m.weight.requires_grad for _, m in embeddings):
             raise ValueError(
                 "model must not have an Embedding with sparse=True: its gradients have no derivatives"
             )
-        own = [(name, m.padding_idx) for name, m in embeddings if owners[id(m.weight)] == 1]
+        alone = [(n, m) for n, m in embeddings if owners[id(m.weight)] == 1]
+        own = [(f"{n}.weight".lstrip("."), m.padding_idx) for n, m in alone]
         self._padded = [(name, row) for name, row in own if row is not None and name in self.leaves]
 
     @property
@@ -63,26 +61,20 @@ class Snapshot:
         return list(self.leaves.values())
 
     @contextmanager
-    def quiet(self, *, derivable: bool = True) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
         """Within this context random draws repeat and are given back, and attention can be derived twice."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=cuda))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.set_grad_enabled(derivable))
+            stack.enter_context(torch.enable_grad())
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU's as well
             for device in cuda:
                 torch.cuda.default_generators[device.index or 0].manual_seed(self.seed)
                 stack.enter_context(full_precision())
             yield
 
-    def run(
-        self,
-        work: Callable[[nn.Module], Result],
-        values: Mapping[str, Tensor] | None = None,
-        *,
-        derivable: bool = True,
-    ) -> Result:
+    def run(self, work: Callable[[nn.Module], Result], values: Mapping[str, Tensor] | None = None) -> Result:
         """work(model) while the model holds the leaves, or other values of them, and its buffers as they were.
 
         Derivatives belong inside: under activation checkpointing the backward pass runs parts of the model again,
@@ -90,7 +82,7 @@ class Snapshot:
         """
         held = {**self._fixed, **{n: b.clone() for n, b in self._buffers.items()}, **(values or self.leaves)}
         kept = [(store, key, store[key]) for store, key, _ in self._places]
-        with self.quiet(derivable=derivable):
+        with self.quiet():
             try:
                 for store, key, name in self._places:
                     store[key] = held[name]
@@ -99,9 +91,9 @@ class Snapshot:
                 for store, key, tensor in kept:
                     store[key] = tensor
 
-    def call(self, inputs: Any, values: Mapping[str, Tensor] | None = None, *, derivable: bool = True) -> Any:
-        """The model's output; without a graph unless derivable."""
-        return self.run(lambda model: model(inputs), values, derivable=derivable)
+    def call(self, inputs: Any, values: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's output, without a graph."""
+        return self.run(torch.no_grad()(lambda model: model(inputs)), values)
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """A flat vector in the shapes of the parameters, by name."""
@@ -126,29 +118,28 @@ class Snapshot:
         """The inputs in chunks, after checking that samples do not interact in the model."""
         checked_count("chunk_size", chunk_size)
         require_type("x", x, Tensor, "one tensor, a row a sample, when chunk_size is given")
-        if any(_couples_samples(m) for m in self.model.modules()):
+        if any(uses_batch_statistics(m) for m in self.model.modules()):
             raise ValueError(
                 f"chunk_size must be None while a BatchNorm uses batch statistics, got {chunk_size}"
             )
         chunks = list(x.split(chunk_size))
         if len(chunks) > 1:
             ends = chunks[0], chunks[-1]
-            apart = [self.call(end, derivable=False) for end in ends]
-            joint = self.call(torch.cat(ends), derivable=False)
+            apart = [self.call(end) for end in ends]
+            joint = self.call(torch.cat(ends))
             require_type("model's output", joint, Tensor, "one tensor when chunk_size is given")
             tol = default_tolerance(self.dtype)
             same = [len(out) == len(end) for out, end in zip(apart, ends, strict=True)]
-            if not all(same) or not torch.allclose(
-                torch.cat(apart), joint, tol, tol * float(joint.abs().max())
-            ):
+            alike = all(same) and torch.allclose(torch.cat(apart), joint, tol, tol * float(joint.abs().max()))
+            if not alike:
                 raise ValueError(
                     f"samples must not interact when chunk_size={chunk_size}, got outputs that do"
                 )
         return chunks
 
 
-def _couples_samples(module: nn.Module) -> bool:
-    """Whether a module uses batch statistics in its present mode."""
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether a module does so in its present mode."""
     norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     return norm and (module.training or module.running_mean is None)
 
@@ -163,10 +154,8 @@ def full_precision() -> Iterator[None]:
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
     new = hasattr(cudnn, "conv")  # since torch 2.9, where it is an error to ask in both ways
     name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-    kept = [
-        (place, getattr(place, name))
-        for place in ((matmul, cudnn.conv, cudnn.rnn) if new else (matmul, cudnn))
-    ]
+    places = (matmul, cudnn.conv, cudnn.rnn) if new else (matmul, cudnn)
+    kept = [(place, getattr(place, name)) for place in places]
     try:
         for place, _ in kept:
             setattr(place, name, exact)

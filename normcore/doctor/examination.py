@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normcore.catapult.phases import lr_phases
-from normcore.checks import checked_count
+from normcore.checks import checked_count, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
@@ -117,15 +117,10 @@ def diagnose(
 
 
 def _check(model: Any, optimizer: Any, loss_fn: Any, scheduler: Any) -> None:
-    """Raise TypeError or ValueError for arguments that do not belong together."""
-    for name, value, holds, wanted in (
-        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
-        ("optimizer", optimizer, isinstance(optimizer, Optimizer), "a torch.optim.Optimizer"),
-        ("loss_fn", loss_fn, callable(loss_fn), "callable"),
-        ("scheduler", scheduler, isinstance(scheduler, LRScheduler | None), "a torch LRScheduler or None"),
-    ):
-        if not holds:
-            raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
+    require_type("loss_fn", loss_fn, Callable, "callable")
+    require_type("scheduler", scheduler, LRScheduler | None, "a torch LRScheduler or None")
     own = {id(p) for p in model.parameters()}
     foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
     if foreign:
@@ -137,7 +132,6 @@ def _check(model: Any, optimizer: Any, loss_fn: Any, scheduler: Any) -> None:
 
 
 def _gradients(model: nn.Module, loss_fn: Any, x: Any, y: Any) -> dict[str, Tensor]:
-    """The gradient of each trainable parameter, by name."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError("model must have a trainable parameter, got none")
@@ -179,10 +173,7 @@ def _groups(
         units = []
         for unit in [*((name,) for name in names["alone"]), *joint]:
             if set(unit) <= set(held):
-                norm, grad = (
-                    math.hypot(*(float(source[n].detach().double().norm()) for n in unit))
-                    for source in (weights, grads)
-                )
+                norm, grad = (_norm(source, unit) for source in (weights, grads))
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
         family = family_of(optimizer, own)
@@ -191,12 +182,16 @@ def _groups(
     return groups
 
 
+def _norm(tensors: Mapping[str, Tensor], names: Sequence[str]) -> float:
+    return math.hypot(*(float(tensors[name].detach().double().norm()) for name in names))
+
+
 def _scale_free(
     groups: Sequence[Group], grads: Mapping[str, Tensor], roles: Mapping[str, str], pairs: Sequence[str]
 ) -> Finding:
     """Shares of the trainable weights, by role and of those in pairs beside it, and those that nobody trains."""
     sizes = {name: grad.numel() for name, grad in grads.items()}
-    total, held = sum(sizes.values()), [n for g in groups for ns in g.names.values() for n in ns]
+    total, held = sum(sizes.values()), {n for g in groups for ns in g.names.values() for n in ns}
     shares = {role: sum(sizes[n] for n in sizes if roles[n] == role) / total for role in MEANING}
     opposed = {"share": sum(sizes[name] for name in pairs) / total, "names": list(pairs)}
     text = f"of {total:,} trainable weights " + ", ".join(f"{s:.1%} {role}" for role, s in shares.items())
@@ -342,15 +337,9 @@ def _curvature(model: nn.Module, loss_fn: Any, batch: Any, groups: Sequence[Grou
         text += f" {edge:.3g} that a quadratic has at momentum {m:g}"
         text += "; beyond it scale-free weights grow until they are below" if free and peak > edge else ""
         level = "ok" if peak <= edge else "note" if free or lr <= 2 * edge else "warning"
-    value = {
-        "curvature": found.value,
-        "critical_lr": phases.critical_lr,
-        "max_lr": phases.max_lr,
-        "edge": edge,
-    }
-    return say("curvature", text, level, lr=lr, peak_lr=peak, **value)
+    edges = {"critical_lr": phases.critical_lr, "max_lr": phases.max_lr, "edge": edge}
+    return say("curvature", text, level, lr=lr, peak_lr=peak, curvature=found.value, **edges)
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -80,7 +80,6 @@ class Diagnosis:
     groups: tuple[Any, ...] = ()
 
     def __getitem__(self, name: str) -> Finding:
-        """The finding of that name."""
         return {finding.name: finding for finding in self.findings}[name]
 
     @property

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from normcore.checks import checked_choice
 from normcore.curvature.ntk import ntk_top_eigenvalue
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.nets.plain import cnn
-from normcore.lab.nets.resnets import preresnet
+from normcore.lab.nets.residual import preresnet
 from normcore.lab.training.probes import Stateful, loss_on, trainable
 
 NETS = ("cnn", "zero", "wrn")
@@ -47,16 +48,8 @@ class Setting(long_runs.Setting):
 
 
 PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 5_000, "test": 1_000}
-SMALL = Setting(
-    **PHOTOGRAPHS,
-    depth=8,
-    width=16,
-    batch_size=64,
-    channels=(32, 128),
-    time=5_000.0,
-    curvature_images=128,
-    readings=20,
-)
+FOR_CPUS: dict[str, Any] = {"depth": 8, "width": 16, "batch_size": 64, "channels": (32, 128)}
+SMALL = Setting(**PHOTOGRAPHS, **FOR_CPUS, time=5_000.0, curvature_images=128, readings=20)
 ON_DIGITS: dict[str, Any] = {"dataset": "digits", "train": 300, "test": 300, "depth": 8, "width": 8}
 TINY = Setting(**ON_DIGITS, batch_size=100, channels=(16, 32), time=120.0, curvature_images=100, readings=10)
 
@@ -74,19 +67,16 @@ class FromZero(nn.Module):
         self.net, self.first = net, copy.deepcopy(net).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The difference."""
         return self.net(x) - self.first(x)  # type: ignore[no-any-return]
 
 
 def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int) -> nn.Module:
     """Build a net of `NETS` without norms, all weights drawn as He et al. (2015) do: outputs are of order 1."""
-    if name not in NETS:
-        raise ValueError(f"name must be one of {list(NETS)}, got {name!r}")
+    checked_choice("name", name, list(NETS))
     options: dict[str, Any] = {"norm": "none", "head": "trained", "in_channels": channels, "classes": classes}
+    wide = name == "wrn"
     net = (
-        preresnet(setting.depth, width=setting.width, **options)
-        if name == "wrn"
-        else cnn(setting.channels, **options)
+        preresnet(setting.depth, width=setting.width, **options) if wide else cnn(setting.channels, **options)
     )
     generator = torch.Generator().manual_seed(seed)
     for weight in net.parameters():
@@ -95,22 +85,18 @@ def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int
 
 
 class CurvatureAt(Stateful):
-    """A probe: the top eigenvalue of the tangent kernel at some readings; nan at others and once weights overflow."""
+    """A probe: `curvature` at some readings, counted from 0; nan at others and once weights overflow."""
 
     kept = ("count",)
 
     def __init__(self, x: Tensor, readings: Sequence[int]) -> None:
-        """Measure on x, at readings counted from 0."""
         self.x, self.readings, self.count = x, readings, 0
 
     def __call__(self, model: nn.Module) -> float:
-        """Read the curvature, as a probe."""
+        due = self.count in self.readings
         self.count += 1
-        if self.count - 1 not in self.readings or not all(
-            bool(p.isfinite().all()) for p in model.parameters()
-        ):
-            return math.nan
-        return curvature(model, self.x, 1e-2)
+        sound = due and all(bool(p.isfinite().all()) for p in model.parameters())
+        return curvature(model, self.x, 1e-2) if sound else math.nan
 
 
 def curvature(model: nn.Module, x: Tensor, tol: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from normcore.checks import checked_choice
 from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
 from normcore.experiments import long_runs
@@ -52,8 +53,7 @@ def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | Eq
     staircase = StepDecay(setting.lr, tuple(m * epoch for m in setting.milestones))
     if arm in ("texp", "texp--"):
         return texp(staircase.phases(steps), wd, momentum, instant_decay=arm == "texp")
-    if arm not in ARMS:
-        raise ValueError(f"arm must be one of {list(ARMS)}, got {arm!r}")
+    checked_choice("arm", arm, list(ARMS))
     shape = Cosine(setting.lr, steps) if "cosine" in arm else staircase
     rates = shape.values(steps)
     return rates if arm in ("step decay", "cosine") else texp_plus_plus(rates, wd, momentum)
@@ -80,7 +80,6 @@ class FirstStepAngle(Angle):
             self.last = super().__call__(model)
 
     def __call__(self, model: nn.Module) -> float:
-        """Read the model, as a probe."""
         return self.last
 
 
@@ -95,12 +94,11 @@ def train_arm(
     """
     epoch = len(data.y_train) // setting.batch_size
     net, first = long_runs.residual_net(setting, data, seed), FirstStepAngle(epoch)
-    rates = rates_of(arm, setting, epoch)
-    schedule = rates if isinstance(rates, EquivalentSchedule) else None
-    decay = 0.0 if schedule is not None else setting.weight_decay
+    rates: Any = rates_of(arm, setting, epoch)
+    free = isinstance(rates, EquivalentSchedule)
+    decay = 0.0 if free else setting.weight_decay
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, momentum=setting.momentum, weight_decay=decay)
-    log_rates = rates.log_lr if isinstance(rates, EquivalentSchedule) else np.log(rates)
-    set_rate = None if isinstance(rates, EquivalentSchedule) else at_each_step(optimizer, lr=rates)
+    set_rate = None if free else at_each_step(optimizer, lr=rates)
 
     def before_step(t: int) -> None:
         first.before_step(t, net)
@@ -110,21 +108,18 @@ def train_arm(
     draw, crop, flip = (setting.epochs * epoch, setting.batch_size, seed), setting.crop, setting.flip
     batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
     probes: dict[str, Probe] = {"norm": weight_norm, "epoch_angle": Angle(), "step_angle": first}
-    options |= {"schedule": schedule, "before_step": before_step}
-    history = long_runs.fit(
-        net, optimizer, batches, data, every=epoch, probes=probes, folder=folder, **options
-    )
+    options |= {"schedule": rates if free else None, "before_step": before_step, "folder": folder}
+    history = long_runs.fit(net, optimizer, batches, data, every=epoch, probes=probes, **options)
+    log_rates = rates.log_lr if free else np.log(rates)
     records = {
         "train_loss": history.loss.reshape(setting.epochs, epoch).mean(axis=1),
         **{name: history[name] for name in ("test_accuracy", "test_loss", "norm")},
-        **{
-            name: history[name][1:] for name in ("epoch_angle", "step_angle")
-        },  # of the epoch before a reading
+        # the first reading has no epoch behind it
+        **{name: history[name][1:] for name in ("epoch_angle", "step_angle")},
         "log10_lr": log_rates[::epoch] / math.log(10),
     }
     return records, history.diverged_at
 
 
-RUNS = long_runs.LongRuns(
-    "exponential_lr", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm
-)
+SIZES = {"paper": Setting(), "small": SMALL, "tiny": TINY}
+RUNS = long_runs.LongRuns("exponential_lr", SIZES, ARMS, train_arm)

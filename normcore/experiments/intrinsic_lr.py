@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normcore.checks import checked_choice
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.training.history import Probe
@@ -88,8 +89,7 @@ def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[n
         (15625, [0.8, 0.08], 0.002)
 
     """
-    if arm not in ARMS:
-        raise ValueError(f"arm must be one of {list(ARMS)}, got {arm!r}")
+    checked_choice("arm", arm, list(ARMS))
     phases = PHASES[arm]
     lengths = [round(length * setting.unit) for _, _, length in phases]
     lr, weight_decay = (np.repeat([phase[i] for phase in phases], lengths) for i in (0, 1))
@@ -106,7 +106,6 @@ class MonitorReading:
         self.state_dict, self.load_state_dict = monitor.state_dict, monitor.load_state_dict  # for checkpoints
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Read the model, as a probe."""
         if not self.monitor.steps:
             return torch.full((len(self.NAMES),), torch.nan)
         log = self.monitor.log()
@@ -114,17 +113,15 @@ class MonitorReading:
 
 
 class Chord(Stateful):
-    """A probe: the distance of the weights' direction from where it was at a reading; nan before, 0 there."""
+    """A probe: the distance of the weights' direction from where it was at a reading, counted from 0; nan before."""
 
     kept = ("count", "start")
 
     def __init__(self, reading: int) -> None:
-        """Measure from that reading, counted from 0."""
         self.reading, self.count = reading, 0
         self.start: Tensor | None = None
 
     def __call__(self, model: nn.Module) -> float:
-        """Read the model, as a probe."""
         now = direction(model)
         self.start = now if self.count == self.reading else self.start
         self.count += 1
@@ -162,10 +159,8 @@ def train_arm(
         "swa_accuracy": SWA(data.x_test, data.y_test, first=averaging // every, chunk=long_runs.CHUNK),
         "chord": Chord(first // 2 // every),
     }
-    options["before_step"] = at_each_step(optimizer, lr=lr, weight_decay=weight_decay)
-    history = long_runs.fit(
-        net, optimizer, batches, data, every=every, probes=probes, folder=folder, **options
-    )
+    options |= {"before_step": at_each_step(optimizer, lr=lr, weight_decay=weight_decay), "folder": folder}
+    history = long_runs.fit(net, optimizer, batches, data, every=every, probes=probes, **options)
     pieces = [history.loss[a:b] for a, b in pairwise(history.step)]
     at = np.minimum(history.step, steps - 1)
     names = ("norm", "test_accuracy", "test_loss", "swa_accuracy", "chord")

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset, load_dataset
-from normcore.lab.nets.resnets import preresnet
+from normcore.lab.nets.residual import preresnet
 from normcore.lab.training.history import History, Probe
 from normcore.lab.training.loop import Batches, LossFn, train
 from normcore.lab.training.probes import accuracy_on, loss_on

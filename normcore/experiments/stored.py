@@ -84,13 +84,7 @@ class Stored:
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, str]:
-    """Say what made a run: versions, device, the sources of the package, and the day (UTC).
-
-    Example:
-        >>> sorted(provenance("cpu"))
-        ['date', 'device', 'numpy', 'python', 'source', 'torch']
-
-    """
+    """Say what made a run: versions, device, the sources of the package, and the day (UTC)."""
     place = torch.device(device)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine() or "cpu"
     return {
@@ -129,10 +123,8 @@ def load(path: str | Path) -> Stored | None:
         found = Stored(content.pop("settings"), content.pop("runs"))
         if any(run.keys() != RUN_KEYS for run in found.runs):
             raise ValueError("a run has not the entries of a run")
-        if content not in (
-            {},
-            {"sha256": _checksum(found.settings, found.runs)},
-        ):  # the oldest files have none
+        # the oldest files have no checksum
+        if content not in ({}, {"sha256": _checksum(found.settings, found.runs)}):
             raise ValueError("the checksum is that of something else")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

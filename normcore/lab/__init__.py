@@ -4,8 +4,7 @@ from normcore.lab.data.dataset import Dataset, load_dataset, noisy_labels
 from normcore.lab.measure import gaps, max_gap, relative_gap, roundings, slope
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
-from normcore.lab.nets.resnets import preresnet, resnet
-from normcore.lab.nets.transformer import transformer
+from normcore.lab.nets.residual import preresnet, resnet, transformer
 from normcore.lab.stacks.descend import Descent, descend
 from normcore.lab.stacks.stack import (
     Stack,
@@ -24,7 +23,7 @@ from normcore.lab.toys.last_layer import ToyRun, escape_steps, theorem_3_1_bound
 from normcore.lab.toys.sde import SDERun, brownian_path, simulate_sde
 from normcore.lab.toys.valley import ValleyRun, spikes, valley
 from normcore.lab.training.checkpoint import load_checkpoint, save_checkpoint
-from normcore.lab.training.history import CellResult, History, Sweep
+from normcore.lab.training.history import History
 from normcore.lab.training.loop import rounding_twin, run, train
 from normcore.lab.training.probes import (
     SWA,
@@ -38,7 +37,7 @@ from normcore.lab.training.probes import (
     weight_norm,
     weight_vector,
 )
-from normcore.lab.training.sweep import grid, sweep
+from normcore.lab.training.sweep import CellResult, Sweep, grid, sweep
 
 __all__ = [
     # data

@@ -6,14 +6,7 @@ from scipy.stats import linregress
 
 
 def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    """Measure the norm of the difference of two records at each reading.
-
-    Args:
-        a: (readings, ...).
-        b: the same shape.
-
-    Returns:
-        (readings,) float64.
+    """Measure the norm of the difference of two records (readings, ...) at each reading: (readings,) float64.
 
     Raises:
         ValueError: the shapes differ, as when one of the runs diverged.
@@ -69,14 +62,7 @@ def relative_gap(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
-    """Fit log y = a + k log x by least squares.
-
-    Args:
-        x: at least three positive values, not all equal.
-        y: as many positive values.
-
-    Returns:
-        (k, standard error of k).
+    """Fit log y = a + k log x by least squares to at least three points: (k, standard error of k).
 
     Raises:
         ValueError: lengths differ, fewer than three points, or a value that is not > 0.
@@ -100,15 +86,8 @@ def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike) -> float:
     """Measure the distance of two runs that theory calls equal in units of what one rounding becomes.
 
     Convention: the largest distance of `a` and `b` over that of `a` and its twin, the same run started one rounding
-    error away (`rounding_twin`). Training amplifies both alike, so that a few units mean equality.
-
-    Args:
-        a: (readings, ...).
-        b: the same shape.
-        twin: the same shape.
-
-    Returns:
-        The ratio.
+    error away (`rounding_twin`), all of one shape (readings, ...). Training amplifies both alike, so that a few units
+    mean equality.
 
     Raises:
         ValueError: as in `gaps`, or the twin does not differ from `a`.

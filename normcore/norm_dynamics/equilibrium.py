@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 
 from normcore.checks import checked, checked_count, require, require_momentum, require_range
-from normcore.norm_dynamics.elementwise import Number, apply, common, plain
-from normcore.norm_dynamics.rates import intrinsic_lr, look_up
+from normcore.norm_dynamics.rates import Number, apply, common, intrinsic_lr, look_up, plain
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,8 @@ def decay_per_step(lr: Number, weight_decay: Number) -> Number:
     require_range("lr", lr, positive=True)
     require_range("weight_decay", weight_decay, positive=True)
     h = lr * weight_decay
-    require(
-        "weight_decay",
-        weight_decay,
-        "such that lr*weight_decay neither vanishes nor overflows",
-        (h > 0) & (h < math.inf),
-    )
+    need = "such that lr*weight_decay neither vanishes nor overflows"
+    require("weight_decay", weight_decay, need, (h > 0) & (h < math.inf))
     return h
 
 
@@ -140,11 +135,8 @@ def half_chord_square(lr: Number, weight_decay: Number, memory: Number, optimize
     if optimizer == "sgd":
         require("weight_decay", weight_decay, "such that lr*weight_decay < 2(1+momentum)", h < 2 * (1 + m))
         return h / (1 + m)
-    stable, condition = (
-        h * (1 + 2 * m) < 2 * (1 + m),
-        "such that lr*weight_decay*(1+2 momentum) < 2(1+momentum)",
-    )
-    require("weight_decay", weight_decay, condition, stable)
+    need = "such that lr*weight_decay*(1+2 momentum) < 2(1+momentum)"
+    require("weight_decay", weight_decay, need, h * (1 + 2 * m) < 2 * (1 + m))
     return h * (1 + 2 * m - 2 * m**3 + h * m * (1 + m) * (1 + 2 * m)) / (1 + m + h * m * (1 + 2 * m))
 
 
@@ -169,9 +161,8 @@ def _size(grad_sq_norm: Number, dim: int | None, memory: Number, optimizer: str)
     if dim is None:
         return grad_sq_norm
     if look_up(optimizer).power != 2:
-        raise ValueError(
-            f"dim must be None unless optimizer is 'adamw' or 'degree0', got {dim!r} for {optimizer!r}"
-        )
+        need = "None unless optimizer is 'adamw' or 'degree0'"
+        raise ValueError(f"dim must be {need}, got {dim!r} for {optimizer!r}")
     checked_count("dim", dim)
     if not (isinstance(grad_sq_norm, float) and grad_sq_norm == 1.0):
         raise ValueError(f"dim must stand in place of grad_sq_norm, got {dim!r} beside {grad_sq_norm!r}")
@@ -228,18 +219,12 @@ def rho(
 
     """
     if (grad_sq is None) == (moved_sq is None):
-        raise TypeError(
-            "one of grad_sq and moved_sq must be given, got " + ("neither" if grad_sq is None else "both")
-        )
+        given = "neither" if grad_sq is None else "both"
+        raise TypeError(f"one of grad_sq and moved_sq must be given, got {given}")
     name, measured = ("grad_sq", grad_sq) if moved_sq is None else ("moved_sq", moved_sq)
-    lr, weight_decay, m, norm_sq, overlap, measured = common(
-        lr=lr,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        norm_sq=norm_sq,
-        overlap=overlap,
-        **{name: measured},
-    )
+    settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+    means = {"norm_sq": norm_sq, "overlap": overlap, name: measured}
+    lr, weight_decay, m, norm_sq, overlap, measured = common(**settings, **means)
     decay_per_step(lr, weight_decay)
     require_range("norm_sq", norm_sq, positive=True)
     require_range(name, measured)

@@ -163,7 +163,6 @@ class NormMonitor:
             self._readings.add(self._reading(optimizer))
 
     def _reading(self, optimizer: Optimizer) -> Raw:
-        """What the step has left behind."""
         scales, weights, previous = self._scales(), self._weights(), self._previous or []
         pairs = tuple(zip(self._scales_before, scales, strict=True))
         if scales != self._scales_before:
@@ -201,21 +200,20 @@ class NormMonitor:
         """The norm of each gradient, 0 where there is none."""
         grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
         dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
-        found = iter(self._norms(dense) if dense else [])
-        return [
-            self._zero if g is None else next(found) * f for g, f in zip(grads, self._factors(), strict=True)
-        ]
+        found, each = iter(self._norms(dense)), zip(grads, self._factors(), strict=True)
+        return [self._zero if g is None else next(found) * factor for g, factor in each]
 
     def _factors(self) -> list[float]:
         """What brings each gradient to the scale of the weights before the step, as ExpLR's optimizer has it."""
         gauges = {} if self.exp_lr is None else self.exp_lr.gauges
-        return [
-            scale if i in gauges and gauges[i].is_ordinary(p) else 1.0
-            for i, (group, scale) in enumerate(
-                zip(self.optimizer.param_groups, self._scales_before, strict=True)
-            )
-            for p in group["params"]
-        ]
+        factors = []
+        for i, (group, scale) in enumerate(
+            zip(self.optimizer.param_groups, self._scales_before, strict=True)
+        ):
+            gauge = gauges.get(i)
+            own = [gauge is not None and gauge.is_ordinary(p) for p in group["params"]]
+            factors += [scale if ordinary else 1.0 for ordinary in own]
+        return factors
 
     def log(self) -> dict[str, float]:
         """The last reading and the running means as a flat dict of floats; also kept as `last`.

@@ -2,20 +2,67 @@
 
 An optimizer belongs to a family by two properties: whether its weight decay runs through the momentum buffer
 (coupled) or beside it (decoupled), and how its update answers when the weights grow by c: by 1/c (SGD, the
-gradient itself) or not at all (Adam's family, signs).
+gradient itself) or not at all (Adam's family, signs). One formula serves floats, arrays and tensors.
 """
 
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from normcore.checks import checked_choice, require_momentum, require_range
+from normcore.checks import checked_choice, common_shape, numbers, require_momentum, require_range, said
 from normcore.equivalence.rules import RULES, UpdateRule, rule_of
-from normcore.norm_dynamics.elementwise import Number, common, plain
 from normcore.sharded import is_sharded, norm_over_parts
+
+Number = Any
+"""A float, a numpy array or a torch tensor; formulas take any mix that broadcasts."""
+
+
+def common(**arguments: Number) -> list[Number]:
+    """Bring the arguments to one kind: tensors if one of them is a tensor, else float64 arrays.
+
+    Raises:
+        TypeError: an argument is not made of real numbers.
+        ValueError: their shapes do not broadcast.
+
+    """
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise TypeError(f"{name} must be a number or an array of numbers, got {said(tensor)}")
+    values: dict[str, Any] = {n: tensors[n] if n in tensors else numbers(n, v) for n, v in arguments.items()}
+    common_shape(**values)
+    if not tensors:
+        return list(values.values())
+    first, *others = tensors.values()
+    dtype = torch.result_type(first, 1.0)
+    for tensor in others:
+        dtype = torch.promote_types(dtype, torch.result_type(tensor, 1.0))
+    return [
+        value.to(dtype) if name in tensors else torch.as_tensor(value, dtype=dtype, device=first.device)
+        for name, value in values.items()
+    ]
+
+
+def plain(value: Number) -> Number:
+    """A Python float where the value is a numpy scalar; arrays and tensors as they are."""
+    return value if isinstance(value, Tensor) or np.ndim(value) else float(value)
+
+
+def apply(function: str, value: Number) -> Number:
+    """Apply the function of that name, numpy's or torch's."""
+    return getattr(torch if isinstance(value, Tensor) else np, function)(value)
+
+
+def where(condition: Number, one: Number, other: Number) -> Number:
+    """Choose entry by entry, with numpy or torch."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, one, other)
+    return np.where(condition, one, other)
+
 
 FAMILIES = {name: RULES[name] for name in ("sgd", "nesterov", "sgdw", "adamw", "degree0")}
 """Name of the optimizer -> its rule, where there are closed forms."""
@@ -43,7 +90,7 @@ class Rates(NamedTuple):
 
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
-    """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    """The hyper-parameters of a torch optimizer's group, None as in `family_of`."""
     family = family_of(optimizer, group)
     if family is None:
         return None
@@ -56,7 +103,6 @@ def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
 
 
 def _every_group(optimizer: Optimizer) -> list[tuple[Rates, list[Tensor]]]:
-    """The hyper-parameters and weights of each group."""
     groups = [(rates_of(optimizer, group), group["params"]) for group in optimizer.param_groups]
     known = [(rates, params) for rates, params in groups if rates is not None]
     if len(known) < len(groups):
@@ -111,7 +157,6 @@ def intrinsic_lr(lr: Any, weight_decay: Number = None, momentum: Number = 0.0) -
 
 
 def _intrinsic(rates: Rates) -> float:
-    """The intrinsic learning rate of a group."""
     momentum = 0.0 if look_up(rates.family).decoupled else rates.momentum
     return float(intrinsic_lr(rates.lr, rates.weight_decay, momentum))
 
@@ -161,7 +206,6 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
 
 @torch.no_grad()
 def _norm(params: list[Tensor]) -> float:
-    """The norm of a group's weights, concatenated."""
     if any(is_sharded(p) for p in params):
         return norm_over_parts(params)
     wide = {True: torch.complex128, False: torch.float64}
@@ -170,7 +214,6 @@ def _norm(params: list[Tensor]) -> float:
 
 
 def _effective(rates: Rates, params: list[Tensor]) -> float:
-    """The effective learning rate of a group."""
     norm = _norm(params)
     if norm == 0:
         return math.inf if rates.lr > 0 else 0.0

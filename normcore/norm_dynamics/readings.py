@@ -62,7 +62,7 @@ class Readings:
         self.waiting: list[Raw] = []
 
     def add(self, raw: Raw) -> None:
-        """Take a raw reading."""
+        """Let a reading wait, or work up all that do."""
         self.waiting.append(raw)
         if len(self.waiting) >= WAITING:
             self.work_up()

@@ -3,9 +3,8 @@
 import math
 
 from normcore.checks import checked_number, require, require_range
-from normcore.norm_dynamics.elementwise import Number, apply, common, plain, where
 from normcore.norm_dynamics.equilibrium import decay_per_step, equilibrium
-from normcore.norm_dynamics.rates import intrinsic_lr, look_up
+from normcore.norm_dynamics.rates import Number, apply, common, intrinsic_lr, look_up, plain, where
 
 
 def relaxation(
@@ -68,13 +67,9 @@ def relaxation(
     family = look_up(optimizer)
     lr_ratio = lr_ratio if ratio_lr is None else ratio_lr
     weight_decay_ratio = weight_decay_ratio if ratio_wd is None else ratio_wd
+    change = {"t": t, "lr_ratio": lr_ratio, "weight_decay_ratio": weight_decay_ratio}
     t, r, q, lr, weight_decay, momentum = common(
-        t=t,
-        lr_ratio=lr_ratio,
-        weight_decay_ratio=weight_decay_ratio,
-        lr=lr,
-        weight_decay=weight_decay,
-        momentum=momentum,
+        **change, lr=lr, weight_decay=weight_decay, momentum=momentum
     )
     require_range("lr_ratio", r, positive=True)
     require_range("weight_decay_ratio", q)

@@ -58,8 +58,8 @@ def test_a_cell_may_take_its_time_unless_a_limit_is_set(monkeypatch, tmp_path):
     assert chapters.cell_timeout() is None
     monkeypatch.setenv("NORMCORE_CELL_TIMEOUT", "2")
     notebook = new_notebook(cells=[new_code_cell("1"), new_code_cell("import time; time.sleep(600)")])
-    outcome = chapters.execute_notebook(notebook, tmp_path)
-    assert outcome.error.startswith("cell 2: CellTimeoutError")
+    _, error = chapters.execute_notebook(notebook, tmp_path)
+    assert error.startswith("cell 2: CellTimeoutError")
     for wrong in ("0", "-1", "soon"):
         monkeypatch.setenv("NORMCORE_CELL_TIMEOUT", wrong)
         with pytest.raises(ValueError, match="NORMCORE_CELL_TIMEOUT must be an integer >= 1"):

@@ -17,9 +17,9 @@ OURS = {"source": "a test"}
 
 @pytest.fixture(autouse=True)
 def fresh_records():
-    claims.clear()
+    claims._records.clear()
     yield
-    claims.clear()
+    claims._records.clear()
 
 
 def only():
@@ -85,10 +85,10 @@ def test_a_finding_that_a_relation_fails_is_a_result(capsys):
     claim("C7/a", 4.0, ">", 10, expect="did not hold", restriction="one layer", **OURS)
     assert only().verdict == "did not hold" and not only().unexpected
     assert capsys.readouterr().out == ""
-    claims.clear()
+    claims._records.clear()
     claim("C7/a", 12.0, ">", 10, expect="did not hold", restriction="one layer", **OURS)
     assert only().verdict == "held (unexpected)" and "HOLDS HERE AFTER ALL" in capsys.readouterr().out
-    claims.clear()
+    claims._records.clear()
     claim("C7/a", math.nan, ">", 10, expect="did not hold", restriction="one layer", **OURS)
     assert only().unexpected  # a value that was not measured is no finding
 
@@ -148,7 +148,7 @@ def test_sanitised_tables_differ_in_nothing_but_what_was_measured():
     pattern = re.search(r"^regex: (.*)$", (ROOT / "tests" / "nbval.cfg").read_text(), re.MULTILINE)[1]
 
     def table(value, bound=2.0):
-        claims.clear()
+        claims._records.clear()
         claim("E1/x", value, "<", bound, n=3, se=value / 10, source="a | b".replace(" | ", "/"))
         return [re.sub(pattern, "#", text) for text in (repr(verdict_table()), verdict_table()._repr_html_())]
 

@@ -20,7 +20,7 @@ def test_calls_leave_the_model_and_do_not_follow_it():
         for p in model.parameters():
             p += 1.0
     assert torch.equal(snapshot.call(x), first) and not torch.equal(model(x), first)
-    assert not snapshot.call(x, derivable=False).requires_grad and first.requires_grad
+    assert not first.requires_grad and snapshot.run(lambda model: model(x)).requires_grad
 
 
 def test_random_draws_repeat_and_are_given_back():

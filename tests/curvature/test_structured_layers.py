@@ -1,14 +1,16 @@
 """One layer's part of the kernel, by factors, rows and tokens, against gradients written out."""
 
+from inspect import getclosurevars
+
 import pytest
 import torch
 from torch import nn
 
 from normcore.curvature.layerwise import (
-    Factors,
-    Rows,
-    Tokens,
     Unstructured,
+    by_factors,
+    by_rows,
+    by_tokens,
     inputs_of,
     normalized,
     prefers_rows,
@@ -21,26 +23,26 @@ def test_factors_are_rows(inputs):
     m, k, g, s, out = 4, 3, 2, 5, 2
     x = torch.randn(m, g, s, inputs, dtype=torch.float64)
     deltas = torch.randn(k, m, g, s, out, dtype=torch.float64)
-    factors = Factors(x, deltas.transpose(0, 1))
-    rows = Rows(torch.stack([(delta.transpose(2, 3) @ x).flatten(1) for delta in deltas], dim=1))
-    assert (factors.gram is not None) == (inputs == 50)
+    factors = by_factors(x, deltas.transpose(0, 1))
+    rows = by_rows(torch.stack([(delta.transpose(2, 3) @ x).flatten(1) for delta in deltas], dim=1))
+    assert (getclosurevars(factors).nonlocals["gram"] is not None) == (inputs == 50)
     jacobian = torch.einsum("kmgso,mgsi->mkgoi", deltas, x).flatten(0, 1).flatten(1)
     u = torch.randn(m, k, dtype=torch.float64)
     expected = (jacobian @ (jacobian.T @ u.flatten())).view(m, k)
-    assert torch.allclose(factors.apply(u), expected) and torch.allclose(rows.apply(u), expected)
+    assert torch.allclose(factors(u), expected) and torch.allclose(rows(u), expected)
 
 
 def test_tokens_share_rows():
     tokens = torch.tensor([[0, 1], [1, 1]])
     delta = torch.randn(2, 2, 3, dtype=torch.float64)
-    part = Tokens(tokens, 2, delta[:, None])
+    part = by_tokens(tokens, 2, delta[:, None])
     table = torch.zeros(2, 2, 3, dtype=torch.float64)  # sample, row, coordinate
     for i in range(2):
         for s in range(2):
             table[i, tokens[i, s]] += delta[i, s]
     jacobian = table.flatten(1)
     u = torch.tensor([[0.3], [-1.1]], dtype=torch.float64)
-    assert torch.allclose(part.apply(u), jacobian @ (jacobian.T @ u))
+    assert torch.allclose(part(u), jacobian @ (jacobian.T @ u))
 
 
 def test_patches_make_the_convolution():

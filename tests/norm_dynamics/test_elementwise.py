@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from normcore.checks import require, require_momentum, require_range
-from normcore.norm_dynamics.elementwise import apply, common, plain, where
+from normcore.norm_dynamics.rates import apply, common, plain, where
 
 
 def test_common_brings_to_one_kind():

@@ -48,12 +48,6 @@ def augment(x: Tensor, *, crop: int, flip: bool, seed: int, t: int) -> Tensor:
     place and a side for each image, of pixels (B, C, H, W) before they are standardised: what is moved in is black.
     Draws come from a CPU generator that depends on (seed, t) only: the batch is the same on every device, and in a
     run that was resumed.
-
-    Example:
-        >>> x = torch.arange(1, 5, dtype=torch.uint8).reshape(1, 1, 2, 2)
-        >>> [augment(x, crop=0, flip=True, seed=0, t=t).flatten().tolist() for t in (1, 2, 3, 4)]
-        [[2, 1, 4, 3], [1, 2, 3, 4], [1, 2, 3, 4], [2, 1, 4, 3]]
-
     """
     generator = generator_of(seed, AUGMENT, t)
     places = torch.randint(2 * crop + 1, (2, len(x)), generator=generator)
@@ -67,34 +61,31 @@ BLOCK = 2**20
 
 
 class Draw:
-    """Which examples are in the batch of step t, (B,) int32: row t of a table that is held a block at a time."""
+    """Which examples are in the batch of step t, (B,) int32: row t of a table that is held a block at a time.
 
-    def __init__(self, count: int, batch_size: int, rows: int, seed: int, device: torch.device) -> None:
-        self.count, self.batch_size, self.rows, self.seed = count, batch_size, rows, seed
-        self.device, self._held = device, (-1, torch.empty(0))
+    With replacement the table is `randint(count, (steps, batch_size))`, where `steps` only keeps that of a short run
+    short. Without, a block is an epoch, a fresh permutation; what is left over at its end is dropped.
+    """
+
+    def __init__(self, labels: Tensor, steps: int, batch_size: int, seed: int, replacement: bool) -> None:
+        steps, self.batch_size = checked_count("steps", steps), checked_count("batch_size", batch_size)
+        self.count, self.seed, self.replacement, self.device = len(labels), seed, replacement, labels.device
+        if not replacement and batch_size > self.count:
+            raise ValueError(f"batch_size must be <= {self.count} without replacement, got {batch_size!r}")
+        self.rows = min(steps, max(1, BLOCK // batch_size)) if replacement else self.count // batch_size
+        self._held = -1, torch.empty(0)
+        self._states = {0: torch.Generator().manual_seed(seed).get_state()} if replacement else {}
 
     def __call__(self, t: int) -> Tensor:
         """Return the row of step t."""
         block, row = divmod(t, self.rows)
         held, table = self._held
         if held != block:
-            table = self.table(block).to(self.device)
+            table = (self._drawn(block) if self.replacement else self._permuted(block)).to(self.device)
             self._held = block, table  # in one go: threads may share the batches
         return table[row]
 
-    def table(self, block: int) -> Tensor:
-        """Draw rows block * rows, ... of the table."""
-        raise NotImplementedError
-
-
-class WithReplacement(Draw):
-    """The table is `randint(count, (steps, batch_size))`; `steps` only keeps that of a short run short."""
-
-    def __init__(self, count: int, batch_size: int, steps: int, seed: int, device: torch.device) -> None:
-        super().__init__(count, batch_size, min(steps, max(1, BLOCK // batch_size)), seed, device)
-        self._states = {0: torch.Generator().manual_seed(seed).get_state()}
-
-    def table(self, block: int) -> Tensor:
+    def _drawn(self, block: int) -> Tensor:
         """Draw on from the nearest block whose generator is known."""
         start = max(known for known in list(self._states) if known <= block)
         generator, shape = torch.Generator(), (self.rows, self.batch_size)
@@ -104,28 +95,10 @@ class WithReplacement(Draw):
             self._states[known + 1] = generator.get_state()
         return table
 
-
-class WithoutReplacement(Draw):
-    """A block is an epoch, a fresh permutation; what is left over at its end is dropped."""
-
-    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device) -> None:
-        super().__init__(count, batch_size, count // batch_size, seed, device)
-
-    def table(self, block: int) -> Tensor:
-        """Draw the permutation of an epoch."""
+    def _permuted(self, block: int) -> Tensor:
         generator = generator_of(self.seed, EPOCH, block)
         order = torch.randperm(self.count, generator=generator, dtype=torch.int32)
         return order[: self.rows * self.batch_size].view(self.rows, self.batch_size)
-
-
-def draw_of(labels: Tensor, steps: int, batch_size: int, seed: int, replacement: bool) -> Draw:
-    """Choose from the examples of `labels`, with replacement or an epoch at a time."""
-    steps, batch_size = checked_count("steps", steps), checked_count("batch_size", batch_size)
-    if replacement:
-        return WithReplacement(len(labels), batch_size, steps, seed, labels.device)
-    if batch_size > len(labels):
-        raise ValueError(f"batch_size must be <= {len(labels)} without replacement, got {batch_size!r}")
-    return WithoutReplacement(len(labels), batch_size, seed, labels.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +140,6 @@ class Batches(Sequence[tuple[Tensor, Tensor]]):
     @overload
     def __getitem__(self, item: slice) -> "Batches": ...
     def __getitem__(self, item: int | slice) -> "tuple[Tensor, Tensor] | Batches":
-        """One batch, or a part of the list."""
         if isinstance(item, slice):
             return replace(self, steps=self.steps[item])
         t = self.steps[item]

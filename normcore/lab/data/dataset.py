@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normcore.checks import checked, checked_count
-from normcore.lab.data.batches import Batches, draw_of
+from normcore.lab.data.batches import Batches, Draw
 from normcore.lab.data.sources import balanced, mean_and_sd, read
 
 LEAST_SEED = -(2**63)
@@ -88,12 +88,9 @@ class Dataset:
         smaller subset is the beginning of a larger one.
 
         Args:
-            train: how many training images, 1 ... N; None keeps all, in their order.
+            train: how many training images, 1 ... N (else a ValueError); None keeps all, in their order.
             test: how many test images, likewise.
             seed: of the draw.
-
-        Raises:
-            ValueError: train or test is out of range.
 
         Example:
             >>> load_dataset("digits").subset(train=30).y_train.bincount().tolist()
@@ -153,9 +150,9 @@ class Dataset:
             shape = tuple(self.pixels_train.shape[1:])
             raise ValueError(f"crop and flip need images (C, H, W), got examples of shape {shape}")
         seed = checked_count("seed", seed, least=LEAST_SEED)
-        draw = draw_of(self.y_train, steps, batch_size, seed, replacement)
+        draw = Draw(self.y_train, steps, batch_size, seed, replacement)
         parts = (self.pixels_train, self.y_train, self.standardise, draw)
-        return Batches(*parts, steps=range(steps), seed=seed, crop=crop, flip=flip)
+        return Batches(*parts, range(steps), seed, crop, flip)
 
 
 def load_dataset(

@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
 
+from normcore.checks import checked_choice
+
 DIGITS_TRAIN = 1200
 """Of the 1,797 digits; the other 597 are the test set."""
 
@@ -36,8 +38,7 @@ class Raw(NamedTuple):
 def read(name: str, root: str | Path | None, download: bool, image_size: int | None) -> Raw:
     """The data set as it is stored."""
     made = {"digits": digits, "mnist1d": mnist1d}
-    if name not in (names := sorted([*made, *TORCHVISION, "image-folder"])):
-        raise ValueError(f"name must be one of {names}, got {name!r}")
+    checked_choice("name", name, sorted([*made, *TORCHVISION, "image-folder"]))
     if image_size is not None and (name != "image-folder" or image_size < 1):
         raise ValueError(f"image_size must be >= 1, and is for image-folder only, got {image_size!r}")
     if name in made:
@@ -143,8 +144,7 @@ def _read_folder(folder: Path, image_size: int | None) -> tuple[Tensor, Tensor, 
             sizes = f"{_size(images)} and {_size(pixels)} ({path})"
             raise ValueError(f"images must have one size, got {sizes}; image_size=32, say, makes them so")
         images[i] = pixels
-    if images is None:  # torchvision refuses a folder without images
-        raise FileNotFoundError(f"no images in {folder}")
+    assert images is not None  # torchvision refuses a folder without images
     labels = torch.tensor([found.samples[j][1] for j in order], dtype=torch.int64)
     return images, labels, tuple(found.classes)
 
@@ -179,13 +179,7 @@ def mean_and_sd(pixels: Tensor, white: int) -> tuple[float, float]:
 
 
 def rank_in_class(labels: Tensor) -> Tensor:
-    """Count, for each example of (N,) labels >= 0, those of its class that come before it: (N,) int64.
-
-    Example:
-        >>> rank_in_class(torch.tensor([7, 7, 0, 7])).tolist()
-        [0, 1, 0, 2]
-
-    """
+    """Count, for each example of (N,) labels >= 0, those of its class that come before it: (N,) int64."""
     order, counts = labels.argsort(stable=True), labels.bincount()
     first = counts.cumsum(0) - counts
     rank = torch.empty_like(labels)
@@ -198,23 +192,11 @@ def balanced(labels: Tensor, size: int, seed: int) -> Tensor:
 
     A round takes one of each class that has any left; the last round may be cut short. For the same seed, a
     smaller draw is the beginning of a larger one.
-
-    Example:
-        >>> labels = torch.tensor([0, 0, 0, 0, 0, 1, 1])
-        >>> labels[balanced(labels, 6, seed=0)].bincount().tolist()
-        [4, 2]
-
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return order[rank_in_class(labels[order]).argsort(stable=True)[:size]]
 
 
 def first_share(labels: Tensor, share: int) -> Tensor:
-    """Mark the first 1/share of each class, rounded down: (N,) booleans.
-
-    Example:
-        >>> first_share(torch.tensor([0, 0, 1, 0, 0]), 2).tolist()
-        [True, True, False, False, False]
-
-    """
+    """Mark the first 1/share of each class, rounded down: (N,) booleans."""
     return rank_in_class(labels) < labels.bincount()[labels] // share

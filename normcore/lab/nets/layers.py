@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from normcore.checks import checked, checked_count
+from normcore.checks import checked, checked_choice, checked_count
 
 
 @contextmanager
@@ -19,13 +19,9 @@ def seeded(seed: int) -> Iterator[None]:
     Afterwards every generator is where it was. (torch.manual_seed would also start those of all GPUs anew.)
     """
     generator = torch.Generator().manual_seed(checked_count("seed", seed, least=-(2**63)))
-    state = torch.get_rng_state()
-    torch.set_rng_state(generator.get_state())
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=()), torch.device("cpu"):
+        torch.set_rng_state(generator.get_state())
+        yield
 
 
 def make_head(features: int, classes: int, kind: str) -> nn.Linear:
@@ -58,14 +54,11 @@ def simplex_frame(classes: int, features: int) -> Tensor:
     if classes < 2:
         raise ValueError(f"classes must be >= 2 for an 'etf' head, got {classes}")
     if features < classes - 1:
-        raise ValueError(
-            f"features must be >= classes - 1 for an 'etf' head, got {features} for {classes} classes"
-        )
+        need = ">= classes - 1 for an 'etf' head"
+        raise ValueError(f"features must be {need}, got {features} for {classes} classes")
     centred = torch.eye(classes, dtype=torch.float64) - 1 / classes
     basis = torch.linalg.qr(centred[:, :-1])[0]  # of the vectors that sum to 0
-    draw = torch.randn(features, classes - 1, dtype=torch.float64)
-    directions, r = torch.linalg.qr(draw)
-    rotation = directions * r.diagonal().sign()  # with the signs, all positions are equally likely
+    rotation = nn.init.orthogonal_(torch.empty(features, classes - 1, dtype=torch.float64))
     frame: Tensor = math.sqrt(classes / (classes - 1)) * basis @ rotation.T
     return frame
 
@@ -93,43 +86,37 @@ class Standardised:
     eps, gain = 0.0, 1.0
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        """The layer's output."""
         weight = standardised(self.weight, self.eps, self.gain)
         out: Tensor = F.linear(x, weight) if self.weight.ndim == 2 else self._conv_forward(x, weight, None)
         return out
 
 
 class StandardisedLinear(Standardised, nn.Linear):
-    """A linear layer with standardised weights."""
+    """For features."""
 
 
 class StandardisedConv1d(Standardised, nn.Conv1d):
-    """A 1-d convolution with standardised weights."""
+    """For signals."""
 
 
 class StandardisedConv2d(Standardised, nn.Conv2d):
-    """A 2-d convolution with standardised weights."""
+    """For images."""
 
 
-WEIGHTS = {
-    0: (nn.Linear, StandardisedLinear),
-    1: (nn.Conv1d, StandardisedConv1d),
-    2: (nn.Conv2d, StandardisedConv2d),
-}
-"""Dimensions of the signal -> the plain layer and the one with standardised weights."""
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
+STANDARDISED = (StandardisedLinear, StandardisedConv1d, StandardisedConv2d)
+"""Layers by the dimensions of the signal."""
 
 
 class Affine(nn.Module):
     """A trained gain and shift for each channel, where weights rather than outputs are normalised."""
 
     def __init__(self, channels: int) -> None:
-        """Start at gain 1 and shift 0."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gain times x plus shift, channel by channel."""
         shape = (-1, *[1] * (x.dim() - 2))
         return x * self.weight.view(shape) + self.bias.view(shape)
 
@@ -182,7 +169,7 @@ def weight_layer(
     standardise = norm == WEIGHT_STANDARDISED
     if standardise and fan_in * kernel**dims < 2:
         raise ValueError(f"norm={norm!r} must have at least 2 weights to an output, got {fan_in}")
-    make = WEIGHTS[dims][standardise]
+    make: Any = (STANDARDISED if standardise else PLAIN)[dims]
     shape = (kernel, stride, kernel // 2) if dims else ()
     layer: nn.Module = make(fan_in, width, *shape, bias=False)
     if standardise:
@@ -224,8 +211,7 @@ def checked_eps(
     """Refuse unknown names; the eps, by default the smallest torch takes: a tiny one for batch and instance norm, 0 for others."""
     if head not in ("frozen", "etf", "trained"):
         raise ValueError(f"head must be 'frozen', 'etf' or 'trained', got {head!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    checked_choice("activation", activation, sorted(ACTIVATIONS))
     if dtype not in SMALLEST_EPS:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if eps is None:

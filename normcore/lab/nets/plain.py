@@ -126,7 +126,6 @@ def _conv_net(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    """The layers of a convolutional net, for images or for signals."""
     eps = checked_eps(eps, norm, dtype, head, activation)
     strides = [1] + [2] * (len(channels) - 1) if strides is None else strides
     if not channels or len(strides) != len(channels):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normcore.checks import require_type
 from normcore.invariance.degrees import NORM_LAYERS
 from normcore.invariance.probing import Evaluator, flat_output, tensors_in, untouched
 from normcore.invariance.symmetries import reverse_rows
@@ -43,7 +44,6 @@ class ScaleFreeReport:
         return self.defect < TOLERANCE
 
     def __str__(self) -> str:
-        """The verdict, what was changed, and what stands in the way."""
         verdict = "scale-invariant" if self.holds else "NOT scale-invariant"
         lines = [f"{verdict} (defect of all trained weights: {self.defect:.1e})"]
         lines += [f"  {module or 'the model itself'}: {what}" for module, what in self.changes]
@@ -84,9 +84,8 @@ def make_scale_invariant(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> 
     Source: the recipe is that of Li, Lyu & Arora (2020), arXiv 2010.02916; the measurement is ours.
 
     """
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
-    if not trained_by_name(model):
+    require_type("inputs", inputs, Tensor, "a tensor")
+    if not _trained(model):
         raise ValueError("model must have a trained parameter, got none")
     copied = copy.deepcopy(model).double()
     x = inputs.double() if inputs.is_floating_point() else inputs
@@ -99,14 +98,13 @@ def make_scale_invariant(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> 
         return ScaleFreeReport(changes, *_measure(copied, x, seed))
 
 
-def trained_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters by name."""
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _measure(model: nn.Module, inputs: Tensor, seed: int) -> tuple[float, tuple[str, ...]]:
     """The defect of all trained weights at two points, and the tensors that are not invariant alone."""
-    names, evaluate = list(trained_by_name(model)), Evaluator(model, inputs, seed)
+    names, evaluate = list(_trained(model)), Evaluator(model, inputs, seed)
     if not names:
         return math.nan, ()
 
@@ -138,7 +136,7 @@ def _arrivals(model: nn.Module, inputs: Any) -> tuple[set[str], set[str]]:
     finally:
         for handle in handles:
             handle.remove()
-    trained = trained_by_name(model)
+    trained = _trained(model)
     return _sources(output, trained), _sources(into, trained)
 
 
@@ -184,7 +182,6 @@ def _bare(norm: Any) -> list[str]:
 
 
 def _freeze_at(p: Tensor, value: float) -> None:
-    """Fill a parameter and stop training it."""
     with torch.no_grad():
         p.fill_(value)
     p.requires_grad_(False)

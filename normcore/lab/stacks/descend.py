@@ -10,13 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from normcore.checks import checked, checked_count
+from normcore.checks import FloatArray, checked, checked_count
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
 from normcore.lab.stacks.stack import Stack, StackLoss, StackProbe, default_loss
 from normcore.lab.training.history import Record
-
-FloatArray = NDArray[np.float64]
 
 GIVE_UP = 1e6
 """The largest loss of a run, in units of its first one, or of 1 where that is less. The catapult's own peak is about
@@ -35,13 +33,12 @@ class Descent(Record):
         step: the steps before which the probes were read, the last one after the last step.
         records: probe name -> (readings, R, ...), and "grad_sq", (T, R): |g|^2, the squared norm of each step's
             gradient. (S, the "grad_sq_norm" of `equilibrium`, is that times the squared norm of the weights.)
-        diverged_at: for each run the step before which its loss or gradient was lost, or None.
 
     """
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """See the class."""
+        """For each run the step before which its loss or gradient was lost, or None."""
         return first_nan(self.loss)
 
 
@@ -158,15 +155,13 @@ def _batches(
         return
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
-    if isinstance(seeds, int | np.integer):
-        common, own = True, [seeds]
-    else:
-        common, own = False, list(range(runs) if seeds is None else seeds)
+    given: Any = range(runs) if seeds is None else seeds
+    common = isinstance(given, int | np.integer)
+    own = [given] if common else list(given)
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
-    generators = [
-        torch.Generator().manual_seed(int(seed)) for seed in own
-    ]  # on the CPU: the same for all devices
+    # on the CPU: the same for all devices
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in own]
     x, fit = x.reshape(len(x), -1), len(x) // batch_size  # rows are gathered faster than images
     while True:
         if replacement:

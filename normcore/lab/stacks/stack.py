@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from normcore.lab.nets.layers import ACTIVATIONS, SMALLEST_EPS
+from normcore.checks import checked_choice
+from normcore.lab.nets.layers import ACTIVATIONS, checked_eps
 
 StackProbe = Callable[[Any], Tensor]
 StackLoss = Callable[[Tensor, Tensor], Tensor]
@@ -78,18 +79,17 @@ class Stack(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        _one_of("parametrization", parametrization, DEFAULTS)
+        checked_choice("parametrization", parametrization, list(DEFAULTS))
         norm, activation = norm or DEFAULTS[parametrization][0], activation or DEFAULTS[parametrization][1]
-        _one_of("norm", norm, ("layer", "batch", "none"))
-        _one_of("activation", activation, ACTIVATIONS)
-        _one_of("dtype", dtype, SMALLEST_EPS)
+        checked_choice("norm", norm, ["layer", "batch", "none"])
         if len(sizes) < 3:
             raise ValueError(f"sizes must be (inputs, hidden, ..., outputs), got {tuple(sizes)}")
         if not len(seeds):
             raise ValueError("seeds must name at least one run, got none")
         if antisymmetric and sizes[-2] % 2:
             raise ValueError(f"sizes must have an even last width to be antisymmetric, got {sizes[-2]}")
-        self.norm, self.activation, self.eps = norm, ACTIVATIONS[activation](), SMALLEST_EPS[dtype]
+        self.eps = checked_eps(None, "batch", dtype, "frozen", activation)
+        self.norm, self.activation = norm, ACTIVATIONS[activation]()
         self.gain = GAINS[activation] if parametrization == "ntk" else None
         drawn = [_draw(sizes, int(seed), dtype) for seed in seeds]
         layers = [torch.stack(layer) for layer in zip(*drawn, strict=True)]
@@ -137,7 +137,6 @@ class Stack(nn.Module):
         return enters, leaves
 
     def _rows(self, x: Tensor, own: bool | None) -> Tensor:
-        """The inputs as (R, B, inputs)."""
         runs, inputs = self.weights[0].shape[:2]
         common_fits = x.ndim > 1 and x.shape[1:].numel() == inputs
         own_fits = x.ndim > 2 and len(x) == runs and x.shape[2:].numel() == inputs
@@ -191,11 +190,6 @@ class Stack(nn.Module):
         return self
 
 
-def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
 def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
     """N(0, 1) weights of one net, drawn on the CPU so that a seed means the same net on every device."""
     generator = torch.Generator().manual_seed(seed)
@@ -205,7 +199,7 @@ def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
 @torch.no_grad()
 def stack_weights(stack: Stack) -> Tensor:
     """Each run's trained weights as one vector, (R, n): a probe for `descend`."""
-    return torch.cat([w.detach().flatten(1) for w in stack.weights], dim=1)
+    return torch.cat([w.flatten(1) for w in stack.weights], dim=1)
 
 
 def stack_norms(stack: Stack) -> Tensor:
@@ -270,7 +264,6 @@ def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _targets(y: Tensor, shape: torch.Size) -> Tensor:
-    """The targets of each run."""
     if y.shape == shape:
         return y
     if y.shape != shape[1:]:
@@ -279,14 +272,9 @@ def _targets(y: Tensor, shape: torch.Size) -> Tensor:
 
 
 def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
-    """Compute each run's tangent kernel J J^T / m over all outputs, exactly, layer by layer.
+    """Compute the tangent kernel J J^T / m of each of R runs over all outputs, exactly, layer by layer.
 
-    Args:
-        nets: R of them.
-        x: m inputs, as in `Stack.forward`.
-
-    Returns:
-        (R, m K, m K), the K outputs of an input next to each other.
+    Of m inputs, as in `Stack.forward`, it is (R, m K, m K), the K outputs of an input next to each other.
 
     Raises:
         ValueError: the norm is "batch", which couples the inputs of a batch.
@@ -301,10 +289,9 @@ def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
     enters, leaves = nets.layers(x)
     outputs, trained = leaves[-1], range(len(nets.weights))
     runs, m, classes = outputs.shape
-    returns = [
-        torch.autograd.grad(outputs[:, :, k].sum(), [leaves[i] for i in trained], retain_graph=True)
-        for k in range(classes)
-    ]
+    inner = [leaves[i] for i in trained]
+    sums = [outputs[:, :, k].sum() for k in range(classes)]
+    returns = [torch.autograd.grad(total, inner, retain_graph=True) for total in sums]
     kernel = outputs.new_zeros(runs, m, classes, m, classes)
     for i in trained:
         # An output's gradient in a linear layer is the outer product of what enters and what comes back, so that

@@ -13,13 +13,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from normcore.checks import checked, checked_count
+from normcore.checks import FloatArray, checked, checked_choice, checked_count, require
 from normcore.lab.measure import first_nan
 
-FloatArray = NDArray[np.float64]
 NORMS = ["batch", "none", "sphere"]
 
 
@@ -30,7 +29,6 @@ class ToyRun:
     Attributes:
         error: the angle between w and the first axis, over pi, (steps+1, runs).
         norm: |w|, (steps+1, runs). Both are NaN from where a run left the floats.
-        diverged_at: that step for each run, or None.
 
     """
 
@@ -39,7 +37,7 @@ class ToyRun:
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """See the class."""
+        """The step at which each run left the floats, or None."""
         return first_nan(self.norm)
 
 
@@ -83,13 +81,9 @@ def toy(
     Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
 
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
+    checked_choice("norm", norm, NORMS)
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
-    if not lr * weight_decay < 1:
-        raise ValueError(
-            f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
-        )
+    require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
     checked_count("steps", steps), checked_count("runs", runs)
     checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
     rng = np.random.default_rng(seed)
@@ -110,17 +104,10 @@ def toy(
 
 
 def toy_gradient(w: FloatArray, x: FloatArray, *, norm: str) -> tuple[FloatArray, FloatArray]:
-    """Differentiate the batch loss of the toy, for several runs.
+    """Differentiate the batch loss in w = (w_1, the length of the rest), (2, runs), on x along these, (2, runs, B).
 
-    Args:
-        w: (2, runs), w_1 and the length of the rest.
-        x: (2, runs, B), the coordinates of the examples along these two directions.
-        norm: as in `toy`.
-
-    Returns:
-        The gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation of each of its
-        other coordinates.
-
+    Gives the gradient along the two directions, (2, runs), and |c|, (runs,): the standard deviation of each of its
+    other coordinates.
     """
     score, size = w[0][:, None] * x[0] + w[1][:, None] * x[1], np.hypot(*w)[:, None]
     if norm == "batch":
@@ -159,15 +146,10 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
 
 
-def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
-    """Find the first step at which the error exceeds epsilon/pi, for each run.
+def escape_steps(run: ToyRun, epsilon: float) -> FloatArray:
+    """Find the first step at which the error of each run, started at the solution, exceeds epsilon/pi: (runs,).
 
-    Args:
-        run: from `toy`, started at the solution.
-        epsilon: the half angle of the cone around it, radians.
-
-    Returns:
-        (runs,), infinity where the run ended before, NaN where it diverged before.
+    Infinity where the run ended before, NaN where it diverged before. Epsilon is half the angle of the cone, radians.
 
     Example:
         >>> run = ToyRun(np.array([[0.0], [0.2], [0.5]]), np.ones((3, 1)))

@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import torchsde
-from numpy.typing import NDArray
 from torch import Tensor
 
-from normcore.checks import checked
+from normcore.checks import FloatArray, checked, checked_choice
 from normcore.lab.measure import first_nan
 
-FloatArray = NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
 Factor = Callable[[Tensor], Tensor]
 Rate = Callable[[Any], float]
@@ -118,7 +116,6 @@ class SDERun:
         norm: |W|, (T, R).
         gamma: |W|^4/lr^2, (T, R), with the learning rate of the step that starts at that time.
         defect: the largest deviation of |u| from 1 before it was normalized; 0 when the weights were integrated.
-        diverged_at: for each run the first of the times at which it is no number, or None.
 
     """
 
@@ -130,7 +127,7 @@ class SDERun:
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """See the class."""
+        """For each run the first of the times at which it is no number, or None."""
         return [None if k is None else int(self.step[k]) for k in first_nan(self.norm)]
 
     @property
@@ -165,9 +162,8 @@ def brownian_path(
         True
 
     """
-    return torchsde.BrownianInterval(
-        0.0, float(steps), size=shape, dtype=dtype, device=device, entropy=seed, cache_size=None
-    )
+    options = {"dtype": dtype, "device": device, "entropy": seed, "cache_size": None}
+    return torchsde.BrownianInterval(0.0, float(steps), size=shape, **options)
 
 
 def simulate_sde(
@@ -233,7 +229,6 @@ def simulate_sde(
 
 
 def _rate(name: str, rate: float | Rate, **limits: float) -> Rate:
-    """The rate as a function of time."""
     if callable(rate):
         return lambda t: float(rate(float(t)))
     fixed = float(checked(name, rate, **limits))
@@ -241,7 +236,6 @@ def _rate(name: str, rate: float | Rate, **limits: float) -> Rate:
 
 
 def _factor(noise: Any, start: Tensor) -> Factor:
-    """The noise as a function from unit vectors to factors."""
     if callable(noise):
         return noise  # type: ignore[no-any-return]
     a, dim = torch.as_tensor(noise, dtype=start.dtype), start.shape[1]
@@ -257,8 +251,7 @@ def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, e
     if start.ndim != 2 or start.shape[1] < 2 or not (start.norm(dim=1) > 0).all():
         need = "non-zero weights of shape (runs, d >= 2)"
         raise ValueError(f"start must be {need}, got shape {tuple(start.shape)}")
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {sorted(FORMS)}, got {form!r}")
+    checked_choice("form", form, sorted(FORMS))
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"every must be >= 1 and divide steps >= 1, got every={every!r}, steps={steps!r}")
     if not 0 < dt <= 1 or abs(round(1 / dt) * dt - 1) > 1e-12:
@@ -267,9 +260,8 @@ def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, e
         return
     here, there = loss(start), loss(3.0 * start)
     if here.shape != start.shape[:1]:
-        raise ValueError(
-            f"loss must give one value for each of {len(start)} runs, got shape {tuple(here.shape)}"
-        )
+        need = f"one value for each of {len(start)} runs"
+        raise ValueError(f"loss must give {need}, got shape {tuple(here.shape)}")
     if not torch.allclose(here, there, rtol=1e-5, atol=1e-8):
         values = f"{float(here[0])!r} at w and {float(there[0])!r} at 3 w"
         raise ValueError(f"loss must be scale-invariant, got {values}")

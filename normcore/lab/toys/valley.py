@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from normcore.checks import checked, checked_count
+from normcore.checks import FloatArray, checked, checked_count, require
 
 RANGE = 1e-150, 1e150
 """Where the square of x^2 + y^2 is a number."""
@@ -23,23 +23,23 @@ class ValleyRun:
 
     """
 
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
+    x: FloatArray
+    y: FloatArray
     lr: float
     diverged_at: int | None = None
 
     @property
-    def norm(self) -> NDArray[np.float64]:
+    def norm(self) -> FloatArray:
         """The distance r from the origin."""
         return np.hypot(self.x, self.y)
 
     @property
-    def loss(self) -> NDArray[np.float64]:
+    def loss(self) -> FloatArray:
         """x^2/r^2."""
         return np.asarray((self.x / self.norm) ** 2)
 
     @property
-    def stability(self) -> NDArray[np.float64]:
+    def stability(self) -> FloatArray:
         """The rate times the curvature across the valley, 2 lr (y^2 - x^2)/r^4; above 2 the loss grows."""
         return np.asarray(2 * self.lr * (self.y**2 - self.x**2) / self.norm**4)
 
@@ -69,10 +69,7 @@ def valley(
 
     """
     checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0), checked_count("steps", steps)
-    if not lr * weight_decay < 1:
-        raise ValueError(
-            f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
-        )
+    require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
     x, y = (float(value) for value in start)
     if not RANGE[0] < x * x + y * y < RANGE[1]:
         raise ValueError(f"start must have x^2 + y^2 in {RANGE}, got {start!r}")
@@ -88,17 +85,10 @@ def valley(
     return ValleyRun(xs, ys, lr, len(path) if len(path) <= steps else None)
 
 
-def spikes(loss: NDArray[np.float64], rise: float = 2.0) -> NDArray[np.int64]:
-    """Find the steps at which a loss has risen above `rise` times its last trough.
+def spikes(loss: FloatArray, rise: float = 2.0) -> NDArray[np.int64]:
+    """Find the steps, ascending, at which a positive loss (T,) has risen above `rise` times its last trough.
 
     A spike is counted once: the next can begin when the loss has fallen below half of its peak.
-
-    Args:
-        loss: (T,), positive.
-        rise: factor, > 1.
-
-    Returns:
-        The steps, ascending.
 
     Raises:
         ValueError: rise is not above 1.

@@ -27,14 +27,7 @@ OLD = 3600.0
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
-    """Write a state, whole or not at all.
-
-    Args:
-        path: of the file.
-        state: nested dicts and lists of tensors, numbers and strings.
-
-    Returns:
-        The path.
+    """Write a state, nested dicts and lists of tensors, numbers and strings, whole or not at all; gives the path.
 
     Raises:
         OSError: it cannot be written (a full disk, say); what was there before is still there.
@@ -133,15 +126,12 @@ class RunState:
         if not is_main():
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {
-            "signature": self.signature,
-            "step": step,
-            "recorder": self.recorder.state_dict(),
-            "generators": {
-                "cpu": torch.get_rng_state(),  # dropout and the like draw from it
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            },
-        }
+        state |= {"signature": self.signature, "step": step, "recorder": self.recorder.state_dict()}
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        state["generators"] = {
+            "cpu": torch.get_rng_state(),
+            "cuda": gpus,
+        }  # dropout and the like draw from them
         save_checkpoint(self.folder / FILE, state)
 
     def restore(self) -> int:
@@ -168,10 +158,9 @@ class RunState:
         different = [name for name, value in self.signature.items() if theirs.get(name) != value]
         if different:
             pairs = ", ".join(f"{n} {theirs.get(n)} instead of {self.signature[n]}" for n in different)
-            raise ValueError(
-                f"checkpoint must be a folder of this run, got {str(self.folder)!r}, which belongs to another: {pairs}; "
-                "give another folder, or delete it to start anew"
-            )
+            other = f"{str(self.folder)!r}, which belongs to another: {pairs}"
+            what_to_do = "give another folder, or delete it to start anew"
+            raise ValueError(f"checkpoint must be a folder of this run, got {other}; {what_to_do}")
 
 
 def fingerprint(thing: Any) -> str:
@@ -219,9 +208,8 @@ def _told(thing: Any, depth: int = 8) -> Any:
             return all_of((thing.__func__, type(thing.__self__).__qualname__))
         case FunctionType():
             held = [cell.cell_contents for cell in thing.__closure__ or () if cell != CellType()]
-            return all_of(
-                (thing.__qualname__, thing.__code__, thing.__defaults__, thing.__kwdefaults__, held)
-            )
+            code = thing.__qualname__, thing.__code__
+            return all_of((*code, thing.__defaults__, thing.__kwdefaults__, held))
         case CodeType():
             return all_of((thing.co_code, thing.co_names, thing.co_consts))
         case LRScheduler():

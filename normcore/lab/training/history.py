@@ -1,7 +1,6 @@
-"""What a run records, the recorder that fills it, and what a sweep of runs gives."""
+"""What a run records, and the recorder that fills it."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,42 +119,3 @@ def _filled(values: list[Any], length: int) -> NDArray[np.float64]:
     """The first values as an array of that length, with nan behind them."""
     known = np.array(values[:length], dtype=np.float64)
     return np.concatenate([known, np.full((length - len(known), *known.shape[1:]), np.nan)])
-
-
-@dataclass(frozen=True, eq=False)
-class CellResult:
-    """What came of a cell: "done", "diverged" (its result `diverged_at` is a step), "raised" or "lost" (killed)."""
-
-    cell: Mapping[str, Any]
-    status: str
-    results: Mapping[str, Any]
-    error: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """The results of a sweep in the order of its cells: `sweep[3]` is one, `sweep["loss"]` an array over all."""
-
-    cells: list[CellResult]
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def __repr__(self) -> str:
-        counts = Counter(result.status for result in self.cells)
-        return f"Sweep({', '.join(f'{n} {status}' for status, n in sorted(counts.items())) or 'no cells'})"
-
-    def where(self, **settings: Any) -> "Sweep":
-        """The cells that have all these settings."""
-        return Sweep([r for r in self.cells if all(r.cell.get(k) == v for k, v in settings.items())])
-
-    def __getitem__(self, item: int | str) -> "CellResult | NDArray[Any]":
-        """A cell, or one result (nan where a cell has none) or setting of all; KeyError where no cell has it."""
-        if isinstance(item, int):
-            return self.cells[item]
-        found = [result.results.get(item, result.cell.get(item)) for result in self.cells]
-        there = [np.asarray(value) for value in found if value is not None]
-        if not there:
-            errors = "".join(f"; {result.error}" for result in self.cells if result.error)
-            raise KeyError(f"no cell has a result or setting {item!r}{errors[:300]}")
-        return np.stack([np.full(there[0].shape, np.nan) if v is None else np.asarray(v) for v in found])

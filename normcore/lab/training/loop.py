@@ -6,7 +6,7 @@ fast is measured by a twin, the same run started one rounding error away.
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def train(
             saving.save(t)
         x, y = batches[t]
         optimizer.zero_grad()
-        with _precision(x, autocast):
+        with nullcontext() if autocast is None else torch.autocast(x.device.type, dtype=autocast):
             loss = loss_fn(forward(x), y)
         if recorder.note(loss):
             break
@@ -160,11 +160,6 @@ def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Call
         return forward
     model.to(memory_format=torch.channels_last)
     return lambda x: forward(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
-
-
-def _precision(x: Tensor, autocast: torch.dtype | None) -> AbstractContextManager[None]:
-    """Mixed precision on the device of the inputs, or whatever the caller has set."""
-    return nullcontext() if autocast is None else torch.autocast(x.device.type, dtype=autocast)
 
 
 def _bar(steps: range, progress: bool | None) -> Iterable[int]:
@@ -252,7 +247,6 @@ def run(
 def _for_each_step(
     steps: int, schedule: EquivalentSchedule | None, **given: Any
 ) -> dict[str, NDArray[np.float64]]:
-    """One value of each option for each step."""
     if not steps:
         raise ValueError("batches must hold at least one, got none")
     if schedule is not None:

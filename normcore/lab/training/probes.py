@@ -107,7 +107,7 @@ class Stateful:
     kept: tuple[str, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be kept."""
+        """The attributes that are kept."""
         return {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -187,10 +187,8 @@ class SWA(Stateful):
         if self.readings <= self.first:
             return math.nan
         if any(is_sharded(p) for p in trainable(model)):
-            raise TypeError(
-                "model must have whole weights to be averaged by SWA, got sharded ones: "
-                "torch cannot copy a model under fully_shard"
-            )
+            need = "whole weights to be averaged by SWA, got sharded ones"
+            raise TypeError(f"model must have {need}: torch cannot copy a model under fully_shard")
         if self.average is None:
             self.average = AveragedModel(model)
             if self.weights is not None:  # of a checkpoint

@@ -34,9 +34,8 @@ def start() -> torch.device:
     """
     gpus, place = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if gpus and place >= gpus:
-        raise ValueError(
-            f"LOCAL_RANK must be below the number of GPUs, {gpus}, got {place}: start fewer processes"
-        )
+        need = f"below the number of GPUs, {gpus}"
+        raise ValueError(f"LOCAL_RANK must be {need}, got {place}: start fewer processes")
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not _joined():
         if gpus:
             torch.cuda.set_device(place)
@@ -46,7 +45,6 @@ def start() -> torch.device:
 
 
 def _joined() -> bool:
-    """Whether this process is one of a group."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -106,7 +104,6 @@ class Part(Sequence[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: Any) -> Any:
-        """Cut one batch, or take some of them."""
         if isinstance(index, slice):
             return Part(self.batches[index], self.rank, self.ranks)
         x, y = self.batches[index]

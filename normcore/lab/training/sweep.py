@@ -1,7 +1,9 @@
 """Sweeps: one experiment at every cell of a grid, on as many processes as joblib is given, resumed at will."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,51 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from joblib import hash as content_hash
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from normcore.lab.training.checkpoint import fingerprint, remembered
-from normcore.lab.training.history import CellResult, Sweep
 
 Cell = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CellResult:
+    """What came of a cell: "done", "diverged" (its result `diverged_at` is a step), "raised" or "lost" (killed)."""
+
+    cell: Mapping[str, Any]
+    status: str
+    results: Mapping[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The results of a sweep in the order of its cells: `sweep[3]` is one, `sweep["loss"]` an array over all."""
+
+    cells: list[CellResult]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __repr__(self) -> str:
+        counts = Counter(result.status for result in self.cells)
+        return f"Sweep({', '.join(f'{n} {status}' for status, n in sorted(counts.items())) or 'no cells'})"
+
+    def where(self, **settings: Any) -> "Sweep":
+        """The cells that have all these settings."""
+        return Sweep([r for r in self.cells if all(r.cell.get(k) == v for k, v in settings.items())])
+
+    def __getitem__(self, item: int | str) -> "CellResult | NDArray[Any]":
+        """A cell, or one result (nan where a cell has none) or setting of all; KeyError where no cell has it."""
+        if isinstance(item, int):
+            return self.cells[item]
+        found = [result.results.get(item, result.cell.get(item)) for result in self.cells]
+        there = [np.asarray(value) for value in found if value is not None]
+        if not there:
+            errors = "".join(f"; {result.error}" for result in self.cells if result.error)
+            raise KeyError(f"no cell has a result or setting {item!r}{errors[:300]}")
+        return np.stack([np.full(there[0].shape, np.nan) if v is None else np.asarray(v) for v in found])
 
 
 def grid(**lists: Iterable[Any]) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from scaling import change, defect, with_values
 from torch import nn
 
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
-from normcore.lab.nets.resnets import preresnet, resnet
-from normcore.lab.nets.transformer import transformer
+from normcore.lab.nets.residual import preresnet, resnet, transformer
 
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SIGNALS = torch.randn(12, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

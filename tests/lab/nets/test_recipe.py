@@ -10,7 +10,7 @@ from torch import nn
 
 from normcore.lab.nets.plain import cnn, mlp
 from normcore.lab.nets.recipe import make_scale_invariant
-from normcore.lab.nets.resnets import preresnet, resnet
+from normcore.lab.nets.residual import preresnet, resnet
 
 PHOTOS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scaling import change, defect, with_values
 
-from normcore.lab.nets.resnets import preresnet, resnet
+from normcore.lab.nets.residual import preresnet, resnet
 
 INPUTS = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 NORMS = ["layer", "batch", "group", "instance", "weight-standardised"]

@@ -1,4 +1,4 @@
-"""Residual nets for small images, pre-activation and post-activation.
+"""Residual nets for small images: pre-activation, post-activation, and a transformer that reads them row by row.
 
 A sum keeps its degree of homogeneity only where both branches have the same. In the post-activation
 net every branch ends in a norm: degree 0, and each weight is invariant alone. In the pre-activation
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
+from normcore.checks import checked_count
 from normcore.lab.nets.layers import checked_eps, make_head, norm_layer, seeded, weight_layer
 
 MakeNorm = Callable[[int], nn.Module]
@@ -21,12 +23,14 @@ MakeConv = Callable[[int, int, int, int], nn.Module]
 
 
 class PreActivationBlock(nn.Module):
-    """norm-ReLU-conv twice, beside a shortcut: the identity, or norm-ReLU-1x1 convolution."""
+    """norm-ReLU-conv twice, beside a shortcut: the identity, or, in the first of a stage, norm-ReLU-1x1 convolution.
+
+    `bare` leaves the norm out of the latter.
+    """
 
     def __init__(
         self, fan_in: int, width: int, stride: int, conv: MakeConv, norm: MakeNorm, first: bool, bare: bool
     ) -> None:
-        """Build the layers; `first` has a projection, and `bare` leaves out its norm."""
         super().__init__()
         self.norm1, self.conv1 = norm(fan_in), conv(fan_in, width, 3, stride)
         self.norm2, self.conv2 = norm(width), conv(width, width, 3, 1)
@@ -35,18 +39,16 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Sequential(*layers) if first else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
         y = self.conv1(self.norm1(x).relu())
         return self.shortcut(x) + self.conv2(self.norm2(y).relu())  # type: ignore[no-any-return]
 
 
 class PostActivationBlock(nn.Module):
-    """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm), ReLU."""
+    """conv-norm-ReLU-conv-norm, beside a shortcut (the identity, or 1x1 convolution-norm where sizes change), ReLU."""
 
     def __init__(
         self, fan_in: int, width: int, stride: int, conv: MakeConv, norm: MakeNorm, first: bool, bare: bool
     ) -> None:
-        """Build the layers; a change of width or size needs a projection."""
         super().__init__()
         self.conv1, self.norm1 = conv(fan_in, width, 3, stride), norm(width)
         self.conv2, self.norm2 = conv(width, width, 3, 1), norm(width)
@@ -55,7 +57,6 @@ class PostActivationBlock(nn.Module):
         self.shortcut = nn.Sequential(*layers) if needed else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
         y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
         return (self.shortcut(x) + y).relu()  # type: ignore[no-any-return]
 
@@ -145,3 +146,91 @@ def _residual_net(
         layers += [make_norm(fan_in), nn.ReLU()] if pre else []
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), make_head(fan_in, classes, head)]
         return nn.Sequential(*layers).to(dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention of all tokens with all; queries and keys normalized head by head where asked."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        norms = (nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
+        self.q_norm, self.k_norm = norms
+
+    def forward(self, x: Tensor) -> Tensor:
+        all_heads = (part(x).unflatten(-1, (self.heads, -1)) for part in (self.q, self.k, self.v))
+        q, k, v = (part.transpose(1, 2) for part in all_heads)
+        mixed = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Norm, attention, norm, two layers with GELU; each half beside the identity."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads, qk_norm)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """See `transformer`; gives logits of images (batch, 1, pixels, pixels)."""
+
+    def __init__(self, dim: int, blocks: int, heads: int, qk_norm: bool, pixels: int, classes: int) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(pixels, dim), nn.Parameter(0.1 * torch.randn(pixels, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads, qk_norm) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.blocks(self.embed(x.squeeze(1)) + self.place)
+        return self.head(self.norm(tokens).mean(dim=1))  # type: ignore[no-any-return]
+
+
+def transformer(
+    dim: int = 32,
+    *,
+    blocks: int = 2,
+    heads: int = 2,
+    qk_norm: bool = True,
+    pixels: int = 8,
+    classes: int = 10,
+    seed: int = 0,
+) -> nn.Module:
+    """Build a pre-norm transformer whose tokens are the rows of a square grey image.
+
+    With `qk_norm` each head's queries and keys pass through an RMSNorm of their own, so that the query and key
+    weights are scale-invariant, each alone; without it no weight of the attention is.
+
+    Args:
+        dim: width of the residual stream, a multiple of heads.
+        blocks: pairs of attention and MLP.
+        heads: of the attention.
+        qk_norm: whether queries and keys are normalized.
+        pixels: on a side.
+        classes: outputs.
+        seed: of the weights; torch's generator is left alone.
+
+    Raises:
+        ValueError: dim is not a multiple of heads, or a count is below 1.
+
+    Example:
+        >>> transformer(16)(torch.randn(3, 1, 8, 8)).shape
+        torch.Size([3, 10])
+
+    Source: Henry et al. (2020), arXiv 2010.04245, for normalized queries and keys.
+
+    """
+    counts = {"dim": dim, "blocks": blocks, "heads": heads, "pixels": pixels, "classes": classes}
+    for name, count in counts.items():
+        checked_count(name, count)
+    if dim % heads:
+        raise ValueError(f"dim must be a multiple of heads={heads}, got {dim!r}")
+    with seeded(seed):
+        return Transformer(dim, blocks, heads, qk_norm, pixels, classes)
