@@ -1,4 +1,4 @@
-"""Drawings: two runs as polygons on the same rays, a push along the weights, the plane of recipes.
+"""Drawings: rays, two runs as polygons, blocks with degrees, a push along the weights, the plane of recipes.
 
 Each fills one panel, the Axes that it is given or those of a new figure of 5.2 by 4.2 inches, and returns it.
 
@@ -6,6 +6,7 @@ python -m normcore.bookkit.draw FOLDER    writes the pictures of the front page 
 """
 
 import sys
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Arc
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
@@ -33,6 +35,10 @@ RECIPES = {
     "nnU-Net": (0.99, 0.01, 3e-5),  # MIC-DKFZ/nnUNet, nnUNetTrainer.py (Nesterov)
 }
 """Momentum, lr, weight decay of everyday recipes; with Nesterov the growth is the same to first order."""
+BLOCKS = {
+    "ResNet": ("conv", "norm", "ReLU", "conv", "norm", "+", "ReLU"),
+    "PreResNet": ("norm", "ReLU", "conv", "norm", "ReLU", "conv", "+"),
+}
 INK, GREY = "#333333", "#666666"
 RAY: dict[str, Any] = {"color": "#cccccc", "linewidth": 1.0, "zorder": 1}
 HALO: dict[str, Any] = {"path_effects": [withStroke(linewidth=3, foreground="white")]}
@@ -91,6 +97,30 @@ def _arrow(ax: Axes, tail: Any, head: Any, color: str = INK, width: float = 2.0)
     ax.plot(*np.array([tail, head]).T, linewidth=0)
 
 
+def rays(ax: Axes | None = None) -> Axes:
+    """Weights and twice the weights: half the gradient, and a quarter of the turn (of its tangent, exactly)."""
+    ax, base = _panel(ax), 0.5
+    along, target = circle(base), circle(base + np.pi / 2)
+    ax.plot(*np.outer([0, 2.4], along).T, **RAY)
+    words = (
+        (r"$\theta$", r"$-\nabla L(\theta)$", r"$\varphi$"),
+        (r"$2\theta$", "half as long", r"$\approx\varphi/4$"),
+    )
+    for size, (name, slope, turn) in zip((1, 2), words, strict=True):
+        theta, radius = size * along, 0.7 * size
+        moved = theta - 0.6 * gradient(theta, target)
+        ends = np.degrees([base, np.arctan2(moved[1], moved[0])])
+        ax.plot(*np.array([0 * moved, moved]).T, **RAY)
+        ax.add_patch(Arc((0, 0), 2 * radius, 2 * radius, theta1=ends[0], theta2=ends[1], color=INK))
+        ax.plot(*theta, "o", color=INK, markersize=6)
+        _arrow(ax, theta, moved, plots.DECAY)
+        _say(ax, name, theta, (8, -10), fontsize=14)
+        _say(ax, slope, moved, (0, 12), plots.DECAY, ha="center")
+        _say(ax, f"turn {turn}", radius * along, (8, -10))
+    _say(ax, "0", (0, 0), (-8, -6), GREY)
+    return ax
+
+
 def two_runs(ax: Axes | None = None) -> Axes:
     """The same batches with weight decay and at the exponential rate: two polygons on the same rays."""
     ax, (inner, outer, lr) = _panel(ax), spiral()
@@ -102,6 +132,37 @@ def two_runs(ax: Axes | None = None) -> Axes:
     _say(ax, "weight decay, rate stays", inner[-1], (9, 2), plots.DECAY)
     _say(ax, f"no weight decay,\nrate grows {lr[-1] / lr[0]:.0f}-fold", outer[3], (14, 8), plots.EXPONENTIAL)
     _say(ax, "on each ray:\nthe same function", (outer[-2] + outer[-4]) / 2, (14, -36), GREY)
+    return ax
+
+
+def degrees(layers: Sequence[str], *, affine: bool = False) -> list[int]:
+    """The degree on each arrow of a block, where the stream has the degree that its branch returns."""
+
+    def behind(degree: int, layer: str) -> int:
+        return degree + 1 if layer == "conv" else int(affine) if layer == "norm" else degree
+
+    *_, returned = accumulate(layers, behind, initial=0)
+    return list(accumulate(layers, behind, initial=returned))
+
+
+def block_degrees(ax: Axes | None = None, *, affine: bool = False) -> Axes:
+    """A ResNet and a PreResNet block with the degree on every arrow, without or with gains and shifts."""
+    ax = _panel(ax)
+    ax.set(xlim=(0, 5.2), ylim=(0, 4.2))
+    bold, box = {"weight": "bold"}, {"boxstyle": "round,pad=0.25", "edgecolor": GREY}
+    for x, (name, layers) in zip((1.45, 4.05), BLOCKS.items(), strict=True):
+        found, rows = degrees(layers, affine=affine), 3.9 - 0.47 * np.arange(len(layers) + 2)
+        _say(ax, name, (x, 4.1), ha="center", **bold)
+        for degree, above, below in zip(found, rows[:-1], rows[1:], strict=True):
+            _arrow(ax, (x, above - 0.13), (x, below + 0.14), INK, 1.2)
+            _say(ax, str(degree), (x + 0.12, (above + below) / 2), **bold)
+        for layer, y in zip(layers, rows[1:-1], strict=True):
+            fill = {"facecolor": "#dfe6ec" if layer == "norm" else "white"}
+            _say(ax, layer, (x, y), ha="center", fontsize=11, bbox={**box, **fill})
+        start, end, side = rows[0] - 0.17, rows[1 + layers.index("+")], x - 0.85
+        ax.plot([x, side, side], [start, start, end], color=INK, linewidth=1.2)
+        _arrow(ax, (side, end), (x - 0.17, end), INK, 1.2)
+        _say(ax, str(found[0]), (side - 0.12, (start + end) / 2), ha="right", **bold)
     return ax
 
 

@@ -13,10 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import FancyBboxPatch
 
 import normcore as nc
+from normcore import lab
 from normcore.bookkit import draw, plots
 
 ROOT = Path(__file__).parents[2]
-PANELS = (draw.two_runs, draw.phase_boundary, draw.plane)
+PANELS = (draw.rays, draw.two_runs, draw.block_degrees, draw.phase_boundary, draw.plane)
 FRONT = (draw.two_runs, draw.rates, draw.norms, draw.losses, draw.mark)
 EPS = np.finfo(float).eps
 
@@ -85,6 +86,19 @@ def test_the_runs_are_those_of_torchs_optimizer():
     assert np.allclose(path, expected, rtol=1e-12) and np.allclose(buffers[-1], buffer, rtol=1e-12)
 
 
+def test_the_gradient_is_half_as_long_and_the_turn_a_quarter():
+    ax = draw.rays()
+    (theta, moved), (twice, far) = arrows(ax)
+    short, long = far - twice, moved - theta
+    assert np.allclose(twice, 2 * theta) and np.allclose(short, long / 2)
+    assert abs(long @ theta) < 4 * EPS and abs(short @ twice) < 4 * EPS
+    tangents = [np.linalg.norm(step) / np.linalg.norm(tail) for step, tail in ((long, theta), (short, twice))]
+    assert tangents[0] / tangents[1] == pytest.approx(4, rel=1e-12)
+    turns = [arc.theta2 - arc.theta1 for arc in ax.patches]
+    assert np.allclose(np.tan(np.radians(turns)), tangents)
+    assert 3.5 < turns[0] / turns[1] < 4  # of the angle itself, about a quarter
+
+
 def test_two_polygons_lie_on_the_same_rays():
     lr, weight_decay, steps = draw.SPIRAL.values()
     (inner,), (outer,) = (curves(ax := draw.two_runs(), c) for c in (plots.DECAY, plots.EXPONENTIAL))
@@ -106,6 +120,29 @@ def test_at_a_wrong_exponent_the_polygons_part():
     assert np.array_equal(right, outer)
     sizes = np.linalg.norm(inner, axis=1) * np.linalg.norm(wrong, axis=1)
     assert np.abs(cross(inner, wrong) / sizes).max() > 0.01
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("name", "block"), [("ResNet", "3"), ("PreResNet", "2")])
+def test_degrees_are_those_that_a_net_shows(name, block, affine):
+    """A block with the identity beside it, measured by doubling the weights."""
+    make, depth = (lab.resnet, 8) if name == "ResNet" else (lab.preresnet, 14)
+    net = make(depth, width=4, affine=affine, dtype=torch.float64)
+    for i, p in enumerate(p for p in net.parameters() if p.dim() == 1):
+        torch.nn.init.uniform_(p, 0.5, 1.5, generator=torch.Generator().manual_seed(i))
+    images = torch.randn(8, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    measured = nc.norm_input_degrees(net, [lab.trainable(net)], (images,))
+    layers = draw.BLOCKS[name]
+    found = draw.degrees(layers, affine=affine)
+    seen = [degree for degree, layer in zip(found, layers, strict=False) if layer == "norm"]
+    assert seen == [measured[f"{block}.norm{i}"][0] for i in (1, 2)]
+    behind = measured[f"{int(block) + 1}.norm1"][0] - (name == "ResNet")  # there a convolution stands between
+    assert found[0] == found[-1] == behind == (name == "PreResNet") + affine
+    shown = [int(t.get_text()) for t in draw.block_degrees(affine=affine).texts if t.get_text().isdigit()]
+    lists = [draw.degrees(layers, affine=affine) for layers in draw.BLOCKS.values()]
+    assert shown == [
+        degree for along in lists for degree in (*along, along[0])
+    ]  # the last beside the shortcut
 
 
 def test_the_push_is_the_correction_of_texp():
@@ -184,8 +221,11 @@ def boxes(ax):
 def pixels(ax):
     """Points along everything that is drawn strongly, a pixel apart."""
     for line in ax.lines:
+        width = line.get_linewidth()
         if to_hex(line.get_color()) in (draw.RAY["color"], "#000000") or line.get_linestyle() == "None":
             continue  # faint, or under the words' white seam
+        if width == 0 and "+" in [text.get_text() for text in ax.texts]:
+            continue  # arrows between boxes
         ends = ax.transData.transform(np.stack(line.get_data(), axis=1))
         for a, b in pairwise(ends[np.isfinite(ends).all(axis=1)]):
             yield from np.linspace(a, b, 2 + int(np.hypot(*(b - a))))
