@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normcore.catapult.phases import lr_phases
-from normcore.checks import checked_count
+from normcore.checks import checked_count, checked_loss, checked_pair
 from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
 from normcore.invariance.degrees import NO_EPS
-from normcore.invariance.probing import Evaluator, untouched
+from normcore.invariance.probing import Evaluator, checked_parameters, untouched
 from normcore.invariance.report import InvarianceReport, scale_invariance
 from normcore.norm_dynamics.rates import family_of, look_up
 from normcore.schedules import FloatArray
@@ -117,12 +117,12 @@ def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any)
     for name, value, holds, wanted in (
         ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
         ("optimizer", optimizer, isinstance(optimizer, Optimizer), "a torch.optim.Optimizer"),
-        ("batch", batch, isinstance(batch, tuple | list) and len(batch) == 2, "a pair (x, y)"),
         ("loss_fn", loss_fn, callable(loss_fn), "callable"),
         ("scheduler", scheduler, isinstance(scheduler, LRScheduler | None), "a torch LRScheduler or None"),
     ):
         if not holds:
             raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    checked_pair(batch)
     own = {id(p) for p in model.parameters()}
     foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
     if foreign:
@@ -135,13 +135,9 @@ def _check(model: Any, optimizer: Any, batch: Any, loss_fn: Any, scheduler: Any)
 
 def _gradients(model: nn.Module, loss_fn: Any, batch: Any) -> dict[str, Tensor]:
     """The gradient of each trainable parameter, by name."""
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise ValueError("model must have a trainable parameter, got none")
-    loss = loss_fn(model(batch[0]), batch[1])
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite()):
-        raise ValueError(f"loss_fn must give one finite number on the batch, got {loss!r}")
-    found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True, materialize_grads=True)
+    named = checked_parameters(model)
+    loss = checked_loss(loss_fn(model(batch[0]), batch[1]))
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(named, found, strict=True))
 
 

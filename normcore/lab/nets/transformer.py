@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from normcore.checks import checked_count
+from normcore.checks import checked_count, require_flags
 from normcore.lab.nets.layers import seeded
 
 
@@ -95,6 +95,7 @@ def transformer(
     counts = {"dim": dim, "blocks": blocks, "heads": heads, "pixels": pixels, "classes": classes}
     for name, count in counts.items():
         checked_count(name, count)
+    require_flags(qk_norm=qk_norm)
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads={heads}, got {dim!r}")
     with seeded(seed):

@@ -1,7 +1,7 @@
 """One descent for many nets side by side; a run that diverges stops where it is, and the others go on."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from normcore.checks import checked, checked_count
+from normcore.checks import (
+    checked,
+    checked_count,
+    checked_seed,
+    require_examples,
+    require_flags,
+    require_type,
+    said,
+)
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
-from normcore.lab.stacks.stack import Stack, StackLoss, StackProbe, default_loss
-from normcore.lab.training.history import Record
+from normcore.lab.stacks.stack import Stack, StackLoss, StackProbe, default_loss, require_stack
+from normcore.lab.training.history import Record, require_probes
 
 FloatArray = NDArray[np.float64]
 
@@ -88,7 +96,14 @@ def descend(
         [None, 1]
 
     """
+    require_stack("stack", stack)
+    if not isinstance(data, Dataset) and not (isinstance(data, tuple | list) and len(data) == 2):
+        raise TypeError(f"data must be a Dataset or a pair (x, y), got {said(data)}")
     x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else data
+    require_examples(x, y, " of data")
+    require_type("loss_fn", loss_fn, Callable | None, "a function or None")
+    require_probes(probes)
+    require_flags(replacement=replacement)
     checked_count("steps", steps), checked_count("every", every)
     rates, decays = _table("lr", lr, stack, steps), _table("weight_decay", weight_decay, stack, steps)
     batches = _batches(x, y, stack.runs, batch_size, replacement, seeds)
@@ -158,15 +173,14 @@ def _batches(
         return
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
-    if isinstance(seeds, int | np.integer):
-        common, own = True, [seeds]
-    else:
-        common, own = False, list(range(runs) if seeds is None else seeds)
+    common = isinstance(seeds, int | np.integer)
+    own = [seeds] if common else range(runs) if seeds is None else seeds
+    require_type("seeds", own, Sequence | np.ndarray, "one seed or a list of them")
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
-    generators = [
-        torch.Generator().manual_seed(int(seed)) for seed in own
-    ]  # on the CPU: the same for all devices
+    generators = [  # on the CPU: the same for all devices
+        torch.Generator().manual_seed(checked_seed(seed, "seeds")) for seed in own
+    ]
     x, fit = x.reshape(len(x), -1), len(x) // batch_size  # rows are gathered faster than images
     while True:
         if replacement:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from normcore.checks import checked, checked_count
+from normcore.checks import checked, checked_choice, checked_count, checked_number, require_type
 from normcore.lab.measure import first_nan
 
 FloatArray = NDArray[np.float64]
@@ -83,16 +83,16 @@ def toy(
     Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
 
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
-    checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
+    checked_choice("norm", norm, NORMS)
+    lr = checked_number("lr", lr, above=0)
+    weight_decay = checked_number("weight_decay", weight_decay, least=0)
     if not lr * weight_decay < 1:
         raise ValueError(
             f"weight_decay must be such that lr*weight_decay < 1, got {weight_decay!r} at lr={lr!r}"
         )
     checked_count("steps", steps), checked_count("runs", runs)
     checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(checked_count("seed", seed, least=0))
     w = _start(rng, dim, runs, start_norm)
     norms, errors = np.empty((steps + 1, runs)), np.empty((steps + 1, runs))
     with np.errstate(over="ignore", invalid="ignore"):  # a run that leaves the floats goes alone
@@ -153,9 +153,9 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
     if start_norm is None:
         w = np.stack([rng.standard_normal(runs), np.sqrt(rng.chisquare(dim - 1, runs))])
         return np.asarray(w / np.hypot(*w))
-    size = np.asarray(start_norm, dtype=np.float64)
-    if size.shape not in ((), (runs,)) or not (np.isfinite(size).all() and (size > 0).all()):
-        raise ValueError(f"start_norm must be > 0, one or {runs} of them, got {start_norm!r}")
+    size = checked("start_norm", start_norm, above=0)
+    if size.shape not in ((), (runs,)):
+        raise ValueError(f"start_norm must be one number or {runs} of them, got shape {size.shape}")
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
 
 
@@ -175,7 +175,8 @@ def escape_steps(run: ToyRun, epsilon: float) -> NDArray[np.float64]:
         [2.0]
 
     """
-    above = run.error > epsilon / math.pi
+    require_type("run", run, ToyRun, "a ToyRun")
+    above = run.error > checked_number("epsilon", epsilon, above=0) / math.pi
     never = np.where(np.isnan(run.error[-1]), np.nan, np.inf)
     return np.where(above.any(axis=0), above.argmax(axis=0), never)
 
@@ -219,9 +220,13 @@ def theorem_3_1_bound(
         the constants 64 and 9 are not, and are only held against simulations.
 
     """
-    checked("lr", lr, above=0), checked("epsilon", epsilon, above=0), checked("norm", norm, above=0)
-    checked("dim", dim, above=2), checked("batch_size", batch_size, above=0)
-    if not 0 < delta <= 1:
+    lr, epsilon = checked_number("lr", lr, above=0), checked_number("epsilon", epsilon, above=0)
+    weight_decay, norm = (
+        checked_number("weight_decay", weight_decay, above=0),
+        checked_number("norm", norm, above=0),
+    )
+    dim, batch_size = checked_number("dim", dim, above=2), checked_number("batch_size", batch_size, above=0)
+    if checked_number("delta", delta, above=0) > 1:
         raise ValueError(f"delta must be in (0, 1], got {delta!r}")
     rate = lr * weight_decay - 2 * epsilon**2
     if not rate > 0:
