@@ -113,8 +113,8 @@ class StepDecay(Schedule):
 
     def __call__(self, t: int) -> float:
         """The value of the phase that holds step t."""
-        t = _step(t)
-        return self.lr * self.factor ** sum(t >= m for m in self.milestones)
+        at = _step(t)
+        return self.lr * self.factor ** sum(at >= m for m in self.milestones)
 
     def phases(self, steps: int) -> list[tuple[float, int]]:
         """The phases of a run of `steps` steps as (value, length) pairs, as `texp` takes them.

@@ -97,7 +97,7 @@ def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int
 class CurvatureAt(Stateful):
     """A probe: the top eigenvalue of the tangent kernel at some readings; nan at others and once weights overflow."""
 
-    kept = ("count",)
+    kept = (("count", int),)
 
     def __init__(self, x: Tensor, readings: Sequence[int]) -> None:
         """Measure on x, at readings counted from 0."""

@@ -116,7 +116,7 @@ class MonitorReading:
 class Chord(Stateful):
     """A probe: the distance of the weights' direction from where it was at a reading; nan before, 0 there."""
 
-    kept = ("count", "start")
+    kept = (("count", int), ("start", Tensor | None))
 
     def __init__(self, reading: int) -> None:
         """Measure from that reading, counted from 0."""

@@ -174,13 +174,12 @@ def _batches(
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
     common = isinstance(seeds, int | np.integer)
-    own = [seeds] if common else range(runs) if seeds is None else seeds
+    own: Any = [seeds] if common else range(runs) if seeds is None else seeds
     require_type("seeds", own, Sequence | np.ndarray, "one seed or a list of them")
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
-    generators = [  # on the CPU: the same for all devices
-        torch.Generator().manual_seed(checked_seed(seed, "seeds")) for seed in own
-    ]
+    # on the CPU: the same for all devices
+    generators = [torch.Generator().manual_seed(checked_seed(seed, "seeds")) for seed in own]
     x, fit = x.reshape(len(x), -1), len(x) // batch_size  # rows are gathered faster than images
     while True:
         if replacement:

@@ -220,12 +220,16 @@ def theorem_3_1_bound(
         the constants 64 and 9 are not, and are only held against simulations.
 
     """
-    lr, epsilon = checked_number("lr", lr, above=0), checked_number("epsilon", epsilon, above=0)
-    weight_decay, norm = (
-        checked_number("weight_decay", weight_decay, above=0),
-        checked_number("norm", norm, above=0),
-    )
-    dim, batch_size = checked_number("dim", dim, above=2), checked_number("batch_size", batch_size, above=0)
+    given = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "epsilon": epsilon,
+        "norm": norm,
+        "batch_size": batch_size,
+    }
+    for name, value in given.items():
+        checked_number(name, value, above=0)
+    checked_number("dim", dim, above=2)
     if checked_number("delta", delta, above=0) > 1:
         raise ValueError(f"delta must be in (0, 1], got {delta!r}")
     rate = lr * weight_decay - 2 * epsilon**2

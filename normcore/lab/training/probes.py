@@ -113,18 +113,18 @@ def loss_on(
 class Stateful:
     """A probe that remembers: a checkpoint keeps the attributes that it names in `kept`, each with its type."""
 
-    kept: Mapping[str, Any] = {}
+    kept: tuple[tuple[str, Any], ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """What is to be kept."""
-        return {name: getattr(self, name) for name in self.kept}
+        return {name: getattr(self, name) for name, _ in self.kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; tensors come on the processor, wherever they were."""
         with understood(state, f"the state_dict of {type(self).__name__}"):
-            for name, kind in self.kept.items():
+            for name, kind in self.kept:
                 require_type(name, state[name], kind, str(kind))
-        vars(self).update({name: state[name] for name in self.kept})
+        vars(self).update({name: state[name] for name, _ in self.kept})
 
 
 class Angle(Stateful):
@@ -145,7 +145,7 @@ class Angle(Stateful):
 
     """
 
-    kept: Mapping[str, Any] = {"before": Tensor | None}
+    kept: tuple[tuple[str, Any], ...] = (("before", Tensor | None),)
 
     def __init__(self) -> None:
         self.before: Tensor | None = None
@@ -187,7 +187,7 @@ class SWA(Stateful):
 
     """
 
-    kept: Mapping[str, Any] = {"readings": int, "weights": Mapping | None}
+    kept = (("readings", int), ("weights", Mapping | None))
 
     def __init__(self, x: Tensor, y: Tensor, *, first: int = 0, chunk: int | None = None) -> None:
         self.accuracy, self.readings = accuracy_on(x, y, chunk=chunk), 0
