@@ -333,12 +333,12 @@ class ExpLR:
 
         """
         with understood(state, "the state_dict of an ExpLR with the same tagged groups"):
-            if state["version"] != 2:
-                raise ValueError(f"version must be 2, got {state['version']!r}")
             groups = {int(i): values for i, values in state["groups"].items() if numbers_in(values)}
             ours = sorted({*self.gauges, *self._untouched_groups()})
-            if sorted(groups) != ours:
-                raise ValueError(f"groups must be the tagged ones, {ours}, got {sorted(groups)}")
+            if (state["version"], sorted(groups)) != (2, ours):
+                raise ValueError(
+                    f"version, groups must be 2, {ours}, got {state['version']!r}, {sorted(groups)}"
+                )
         self._adopt_new_groups()
         self._take(groups)
 

@@ -459,5 +459,5 @@ def test_load_state_dict_refuses_a_foreign_state():
     exp_lr = nc.ExpLR(optimizer)
     with pytest.raises(ValueError, match="state must be the state_dict of an ExpLR .*KeyError"):
         exp_lr.load_state_dict({})
-    with pytest.raises(ValueError, match=r"groups must be the tagged ones, \[0\], got \[3\]"):
+    with pytest.raises(ValueError, match=r"version, groups must be 2, \[0\], got 2, \[3\]"):
         exp_lr.load_state_dict({"version": 2, "groups": {3: {}}})

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, layer_norm
+from torch.nn.functional import layer_norm
 
 from normcore.checks import (
     checked_choice,
@@ -28,7 +28,6 @@ from normcore.checks import (
 from normcore.lab.nets.layers import ACTIVATIONS, SMALLEST_EPS, require_precision
 
 StackProbe = Callable[[Any], Tensor]
-StackLoss = Callable[[Tensor, Tensor], Tensor]
 
 DEFAULTS = {"standard": ("layer", "leaky_relu"), "ntk": ("none", "relu")}
 """Parametrization -> its norm and activation."""
@@ -255,73 +254,6 @@ def stack_accuracy_on(x: Tensor, y: Tensor) -> StackProbe:
     """Make a probe: the accuracy of each run on fixed inputs (N, ...) with labels (N,), (R,) float64."""
     require_examples(x, y)
     return lambda stack: (stack_predictions(stack, x) == y).double().mean(dim=1)
-
-
-def stack_loss_on(x: Tensor, y: Tensor, loss_fn: StackLoss | None = None) -> StackProbe:
-    """Make a probe: the loss of each run on fixed inputs (N, ...), (R,); y and loss_fn as in `descend`."""
-    require_examples(x, y)
-    require_type("loss_fn", loss_fn, Callable | None, "a function or None")
-    loss_of = loss_fn or default_loss(y)
-    return lambda stack: loss_of(stack(x, own=False), y).detach()
-
-
-def default_loss(y: Tensor) -> StackLoss:
-    """The loss that fits the targets: `half_mse` for floats, `softmax_loss` for integer labels."""
-    return half_mse if y.is_floating_point() else softmax_loss
-
-
-def half_mse(output: Tensor, y: Tensor) -> Tensor:
-    """Return 1/(2B) sum of (f - y)^2 for each run, (R,): outputs f (R, B, K), targets (B, K) or each run's (R, B, K).
-
-    Raises:
-        ValueError: y has another shape.
-
-    Example:
-        >>> half_mse(torch.zeros(2, 3, 1), torch.ones(3, 1))
-        tensor([0.5000, 0.5000])
-
-    """
-    require_outputs(output, y)
-    return (output - _targets(y, output.shape)).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
-
-
-def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each run, (R,), for outputs (R, B, K).
-
-    Targets are integer labels (B,) or probabilities (B, K), or each run's own with an axis R before.
-
-    Raises:
-        ValueError: y has another shape.
-
-    Example:
-        >>> softmax_loss(torch.zeros(2, 3, 10), torch.tensor([1, 2, 3])).exp()
-        tensor([10., 10.])
-
-    """
-    require_outputs(output, y)
-    target = _targets(y, output.shape if y.is_floating_point() else output.shape[:2])
-    try:
-        each = cross_entropy(output.flatten(0, 1), target.flatten(0, 1), reduction="none")
-    except IndexError as error:  # on a GPU it would cost a look at the labels
-        raise ValueError(f"y must hold labels 0 ... {output.shape[2] - 1}, got others: {error}") from error
-    return each.view(output.shape[:2]).mean(dim=1)
-
-
-def require_outputs(output: Any, y: Any) -> None:
-    """Raise TypeError or ValueError unless these are tensors, the first (R, B, K) with B >= 1."""
-    require_type("output", output, Tensor, "a tensor")
-    require_type("y", y, Tensor, "a tensor")
-    if output.ndim != 3 or not output.numel():
-        raise ValueError(f"output must have shape (R, B, K), got {tuple(output.shape)}")
-
-
-def _targets(y: Tensor, shape: torch.Size) -> Tensor:
-    """The targets of each run."""
-    if y.shape == shape:
-        return y
-    if y.shape != shape[1:]:
-        raise ValueError(f"y must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(y.shape)}")
-    return y.expand(shape)
 
 
 def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
