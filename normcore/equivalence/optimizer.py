@@ -328,7 +328,6 @@ class ExpLR:
         this state after it. It is the same in all processes.
 
         Raises:
-            TypeError: it is no state.
             ValueError: the state is of another version, has other tagged groups, or is damaged.
 
         """
@@ -336,9 +335,7 @@ class ExpLR:
             groups = {int(i): values for i, values in state["groups"].items() if numbers_in(values)}
             ours = sorted({*self.gauges, *self._untouched_groups()})
             if (state["version"], sorted(groups)) != (2, ours):
-                raise ValueError(
-                    f"version, groups must be 2, {ours}, got {state['version']!r}, {sorted(groups)}"
-                )
+                raise ValueError(f"version, groups must be 2, {ours}, got {state['version']}, {[*groups]}")
         self._adopt_new_groups()
         self._take(groups)
 
