@@ -4,7 +4,8 @@ A wrong type, None included, is a TypeError, a bad value a ValueError. Numbers a
 complex numbers are no numbers, and a tensor that requires a gradient does not lose it silently.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FloatArray = NDArray[np.float64]
+
+
+class NonFiniteError(ValueError):
+    """A loss, an output or a product is NaN or infinite: that of a run that diverged, say."""
 
 
 def require(name: str, value: Any, condition: str, holds: Any, *, at: str = "") -> None:
@@ -87,6 +92,12 @@ def checked(
     return array
 
 
+def real_tensor(name: str, value: Any) -> Tensor:
+    """The value as a tensor of real numbers: one that is a tensor stays where it is, the others must be finite."""
+    kept = isinstance(value, Tensor) and not value.is_complex()
+    return value if kept else torch.as_tensor(checked(name, value))
+
+
 def checked_number(name: str, value: Any, **limits: float) -> float:
     """The value as one finite number within the limits of `checked`."""
     array = checked(name, value, **limits)
@@ -102,6 +113,21 @@ def checked_count(name: str, value: Any, *, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
     return int(value)
+
+
+def checked_counts(name: str, values: Any, *, least: int = 1) -> tuple[int, ...]:
+    """The values as integers >= least."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, got {said(values)}")
+    return tuple(checked_count(name, value, least=least) for value in values)
+
+
+def checked_seed(value: Any, name: str = "seed") -> int:
+    """The value as a seed that torch takes: a 64-bit integer."""
+    seed = checked_count(name, value, least=-(2**63))
+    if seed >= 2**63:
+        raise ValueError(f"{name} must be < 2**63, got {value!r}")
+    return seed
 
 
 def checked_choice(name: str, value: Any, choices: Collection[str]) -> str:
@@ -126,6 +152,59 @@ def require_type(name: str, value: Any, kind: Any, what: str) -> None:
     """Raise TypeError unless the value is of a kind that is called so in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def require_flags(**flags: Any) -> None:
+    """Raise TypeError unless each value is True or False: words and numbers are not taken for one."""
+    for name, flag in flags.items():
+        require_type(name, flag, bool | np.bool_, "True or False")
+
+
+def require_device(device: Any) -> None:
+    """Raise TypeError or ValueError unless torch has this device here."""
+    require_type("device", device, str | torch.device, "a torch device")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch has here, got {device!r}") from error
+
+
+def checked_pair(batch: Any, name: str = "batch") -> tuple[Any, Any]:
+    """The x and y of a batch."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(f"{name} must be a pair (x, y), got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+def require_examples(x: Any, y: Any, of: str = "") -> None:
+    """Raise TypeError or ValueError unless these are tensors with as many examples."""
+    require_type(f"x{of}", x, Tensor, "a tensor")
+    require_type(f"y{of}", y, Tensor, "a tensor")
+    if not (x.ndim and y.ndim and len(x) == len(y) > 0):
+        raise ValueError(f"x and y{of} must be as many examples, got shapes {(*x.shape,)} and {(*y.shape,)}")
+
+
+def checked_loss(loss: Any, *, finite: bool = True) -> Tensor:
+    """What a user's loss_fn gave, if it is one finite number that depends on the model."""
+    require_type("loss_fn's value", loss, Tensor, "a tensor")
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn must return one number, got shape {tuple(loss.shape)}")
+    if finite and not bool(loss.isfinite()):
+        raise NonFiniteError(f"loss_fn must be finite on the batch, got {float(loss.detach())!r}")
+    if not loss.requires_grad:
+        raise ValueError("loss_fn must depend on the model's output, got a loss without a gradient")
+    value: Tensor = loss.reshape(())
+    return value
+
+
+@contextmanager
+def understood(state: Any, what: str) -> Iterator[None]:
+    """Within this context a saved state is read: whatever fails there is its fault, and a ValueError that says so."""
+    require_type("state", state, Mapping, what)
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"state must be {what}, got one that cannot be read: {error!r}") from error
 
 
 def columns(steps: int | None, **arguments: Any) -> list[FloatArray]:

@@ -7,13 +7,21 @@ training ends.
 
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from normcore.checks import FloatArray as FloatArray
-from normcore.checks import checked_count, checked_number, require_type
+from normcore.checks import checked_count, checked_counts, checked_number
+
+
+def _step(t: float) -> float:
+    """The step, an integer or a time between two, if it is >= 0."""
+    return t if type(t) is int and t >= 0 else checked_number("t", t, least=0.0)
+
+
+LARGEST = 709.0
+"""The logarithm of the largest float, rounded down."""
 
 
 class Schedule:
@@ -21,7 +29,12 @@ class Schedule:
 
     def __call__(self, t: int) -> float:
         """The value at step t (the step that moves theta_t to theta_{t+1})."""
-        return math.exp(self.log(t))
+        try:
+            return math.exp(self.log(t))
+        except OverflowError:
+            raise ValueError(
+                f"t must keep the value in the float range, got {t!r}: use log or log_values"
+            ) from None
 
     def log(self, t: int) -> float:
         """The natural logarithm of the value at step t; -inf where the value is 0."""
@@ -61,6 +74,7 @@ class Constant(Schedule):
 
     def __call__(self, t: int) -> float:
         """Give the rate of step t."""
+        _step(t)
         return self.lr
 
 
@@ -90,15 +104,17 @@ class StepDecay(Schedule):
     def __post_init__(self) -> None:
         checked_number("lr", self.lr, least=0.0)
         checked_number("factor", self.factor, above=0.0)
-        require_type("milestones", self.milestones, Iterable, "a sequence of steps")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        edges = (0, *(checked_count("milestones", m) for m in self.milestones))
+        object.__setattr__(self, "milestones", checked_counts("milestones", self.milestones))
+        edges = (0, *self.milestones)
         if any(a >= b for a, b in itertools.pairwise(edges)):
             raise ValueError(f"milestones must increase from above 0, got {self.milestones!r}")
+        if math.log(self.factor) * len(self.milestones) + math.log(self.lr or 1.0) > LARGEST:
+            raise ValueError(f"factor must keep every value in the float range, got {self.factor!r}")
 
     def __call__(self, t: int) -> float:
         """The value of the phase that holds step t."""
-        return self.lr * self.factor ** sum(t >= m for m in self.milestones)
+        at = _step(t)
+        return self.lr * self.factor ** sum(at >= m for m in self.milestones)
 
     def phases(self, steps: int) -> list[tuple[float, int]]:
         """The phases of a run of `steps` steps as (value, length) pairs, as `texp` takes them.
@@ -140,7 +156,7 @@ class Cosine(Schedule):
 
     def __call__(self, t: int) -> float:
         """Give the rate of step t."""
-        return self.lr * (1 + math.cos(math.pi * min(t, self.steps) / self.steps)) / 2
+        return self.lr * (1 + math.cos(math.pi * min(_step(t), self.steps) / self.steps)) / 2
 
 
 @dataclass(frozen=True)
@@ -170,4 +186,4 @@ class Exponential(Schedule):
 
     def log(self, t: int) -> float:
         """The logarithm, exact for any t."""
-        return math.log(self.lr) + t * math.log(self.growth)
+        return math.log(self.lr) + _step(t) * math.log(self.growth)

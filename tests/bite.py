@@ -409,7 +409,7 @@ FAULTS = [
     ),
     (
         "loss not halved",
-        "lab/stacks/stack.py",
+        "lab/stacks/descend.py",
         "(2 * output.shape[1])",
         "output.shape[1]",
         "lab/stacks/test_stack.py",

@@ -1,251 +1,181 @@
-"""Every argument of every public function: a wrong type is a TypeError, a bad value a ValueError, and both name it.
+"""Every argument of every public function: a wrong type is a TypeError, a bad value a ValueError.
 
-No bad input gives a value, a NaN or an error from further down.
+Both name the argument, what was given and the condition, and nothing has changed before. No bad input gives a value,
+a NaN or an error from further down.
 """
 
-import inspect
-import warnings
+import copy
+import math
 
 import numpy as np
 import pytest
 import torch
+from bad_input import NAN, bad, complaint, good, name_of, parameters
+from bad_input_core import CORE
+from bad_input_lab import LAB, ONE, STACK, X
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import normcore as nc
-from normcore import catapult
+from normcore import bookkit, catapult, lab
+from normcore.bookkit import claims, plots
 
-NAN, INF = float("nan"), float("inf")
-NO_NUMBERS = [None, "fast", "0.1", True, 1j, [0.1, None], torch.tensor(1j)]
-BAD = {  # kind of argument -> (what is no such thing, what is one but not allowed)
-    "positive": (NO_NUMBERS, [NAN, INF, -1.0, 0.0]),
-    "nonnegative": (NO_NUMBERS, [NAN, INF, -1.0]),
-    "at least one": (NO_NUMBERS, [NAN, INF, 0.5]),
-    "real": (NO_NUMBERS, [NAN, INF]),
-    "not zero": (NO_NUMBERS, [NAN, INF, 0.0]),
-    "share": (NO_NUMBERS, [NAN, INF, -0.1, 1.0]),
-    "between 0 and 1": (NO_NUMBERS, [NAN, 0.0, 1.0]),
-    "between 2 and 4": (NO_NUMBERS, [NAN, INF, 2.0, 4.0]),
-    "above 2": (NO_NUMBERS, [NAN, INF, 2.0]),
-    "rows": (NO_NUMBERS, [NAN, 0.1, [1.0], [[]], np.ones((2, 3, 2)), [[NAN, 1.0]]]),
-    "labels": (NO_NUMBERS, [[1.0], [1.0, NAN]]),
-    "count": ([None, "3", 2.5, True, NAN], [-1, 0]),
-    "count from zero": ([None, "3", 2.5, True, NAN], [-1]),
-    "at least two": ([None, "3", 2.5, True], [-1, 1]),
-    "shape": ([None, "3", 2.5, (2, 2.5)], [-1, (2, -1)]),
-    "steps": ([None, 3, "ab", (1.5,), (NAN,)], [(0,), (5, 5), (-1, 3)]),
-    "optimizer name": ([None, 3], ["adam", ""]),
-    "method": ([None, 3], ["power", ""]),
-    "betas": (["fast", 1j, (None, 0.9)], [0.9, (0.9,), (0.9, 1.0), (NAN, 0.9)]),
-    "model": ([None, "net", [], lambda x: x], [nn.ReLU(), nn.Linear(2, 1).requires_grad_(False)]),
-    "module": ([None, "net", [], lambda x: x], []),
-    "loss": ([None, 3, "mse"], [lambda f, y: f, lambda f, y: f.sum() * NAN, lambda f, y: f.detach().sum()]),
-    "function": ([None, 3, "mse"], []),
-    "batch": ([None, 3, torch.ones(3)], []),
-    "vector": (["fast", [1.0, 2.0]], [torch.ones(5), torch.full((3,), NAN), torch.zeros(3)]),
-    "torch optimizer": ([None, 3, nn.Linear(2, 1)], []),
-    "exp_lr": ([3, "on"], []),
-    "start": ([None, 3, (1.0, 1.0)], []),
-    "state": ([None, 3], [{}]),
-    "flag": ([], []),
+TABLE = CORE | LAB
+ROWS = {
+    function: {name: entry for name, entry in row.items() if {name, None} & parameters(function)}
+    for function, row in TABLE.items()
 }
-
-MODEL, X, Y = nn.Linear(2, 1).double(), torch.ones(4, 2).double(), torch.zeros(4, 1).double()
-LOSS = nn.functional.mse_loss
-CORRELATIONS = catapult.WeightCorrelations.draw(10, 2)
-CURVATURE = {
-    "model": (MODEL, "model"),
-    "loss_fn": (LOSS, "loss"),
-    "batch": ((X, Y), "batch"),
-    "method": ("auto", "method"),
-    "chunk_size": (2, "count or none"),
-    "seed": (0, "count from zero"),
+IDS = [name_of(function) for function in ROWS]
+RESULTS = {
+    *(
+        "Dataset",
+        "Descent",
+        "Diagnosis",
+        "EigenResult",
+        "Equilibrium",
+        "EquivalentSchedule",
+        "FullRun",
+        "History",
+    ),
+    *("CellResult", "InvarianceReport", "Profile", "SDERun", "ScaleFreeReport", "ScalingSymmetries", "Sweep"),
+    *("ToyRun", "ValleyRun", "WarmUpRun"),
 }
-LANCZOS = {"tol": (1e-3, "positive or none"), "max_matvecs": (9, "count")}
-RATES = {"lr": (0.1, "positive"), "weight_decay": (0.01, "positive"), "momentum": (0.5, "share")}
-SIZE = {
-    "grad_sq_norm": (2.0, "positive"),
-    "optimizer": ("sgd", "optimizer name"),
-    "betas": (None, "betas"),
-    "dim": (None, "count or none"),
+"""Classes of what the package returns: no user makes one."""
+FREE = {
+    "Record.__getitem__": "a look-up: KeyError with the names that there are, as of any mapping",
+    "Sweep.__getitem__": "likewise",
+    "Diagnosis.__getitem__": "likewise",
+    "Sweep.where": "every setting may be asked for, and has its cells or none",
+    "Profile.pick": "passes on what it is given",
+    "panels": "arguments of matplotlib's subplots, as they are",
 }
-OUTPUT = {
-    "output": (1.0, "real"),
-    "curvature": (2.0, "positive"),
-    "width": (10, "at least one"),
-    "input": (1.0, "not zero"),
-}
-
-PLAIN = {"weight_decay": (0.01, "real"), "momentum": (0.5, "share")}
-
-TABLE = {
-    nc.growth_factor: {"lr": (0.1, "nonnegative"), **PLAIN},
-    nc.equivalent_schedule: {
-        "lr": ([0.1, 0.1], "nonnegative"),
-        **PLAIN,
-        "dampening": (0.0, "share"),
-        "steps": (2, "count or none"),
-    },
-    nc.texp_plus_plus: {"lr": ([0.1, 0.1], "nonnegative"), **PLAIN, "steps": (2, "count or none")},
-    nc.equivalent_weight_decay: {
-        "log_lr": ([0.0, 0.0], "real"),
-        "lr": (0.1, "positive"),
-        "momentum": (0.5, "share"),
-    },
-    nc.Constant: {"lr": (0.1, "nonnegative")},
-    nc.Constant(0.1).values: {"steps": (3, "count from zero")},
-    nc.Constant(0.1).log_values: {"steps": (3, "count from zero")},
-    nc.StepDecay: {"lr": (0.1, "nonnegative"), "milestones": ((3,), "steps"), "factor": (0.1, "positive")},
-    nc.StepDecay(0.1, (3,)).phases: {"steps": (3, "count")},
-    nc.Cosine: {"lr": (0.1, "nonnegative"), "steps": (3, "count")},
-    nc.Exponential: {"lr": (0.1, "positive"), "growth": (1.1, "positive")},
-    nc.intrinsic_lr: {**RATES, "lr": (0.1, "nonnegative"), "weight_decay": (0.1, "nonnegative")},
-    nc.effective_lr: {"lr": (0.1, "nonnegative"), "norm": (1.0, "positive"), "momentum": (0.5, "share")},
-    nc.equilibrium: {**RATES, **SIZE},
-    nc.rho: {
-        **RATES,
-        "norm_sq": (1.0, "positive"),
-        "grad_sq": (1.0, "nonnegative"),
-        "overlap": (0.1, "real"),
-        "moved_sq": (None, "flag"),
-    },
-    nc.relaxation: {
-        **RATES,
-        "t": (3.0, "real"),
-        "lr_ratio": (0.1, "positive"),
-        "weight_decay_ratio": (0.1, "nonnegative"),
-        "optimizer": ("sgd", "optimizer name"),
-        "ratio_lr": (None, "flag"),
-        "ratio_wd": (None, "flag"),
-    },
-    nc.time_to_equilibrium: {
-        "norm": (1.0, "positive"),
-        **RATES,
-        **SIZE,
-        "tolerance": (0.1, "between 0 and 1"),
-    },
-    nc.NormMonitor: {
-        "optimizer": (torch.optim.SGD(MODEL.parameters(), lr=0.1), "torch optimizer"),
-        "model": (MODEL, "module or none"),
-        "every": (1, "count"),
-        "horizon": (10, "count"),
-        "exp_lr": (None, "exp_lr"),
-    },
-    nc.NormMonitor(torch.optim.SGD(MODEL.parameters(), lr=0.1)).load_state_dict: {"state": (..., "state")},
-    nc.hessian_top_eigenvalue: {**CURVATURE, **LANCZOS, "start": (None, "vector")},
-    nc.hessian_eigenvalues: {**CURVATURE, **LANCZOS, "k": (2, "count")},
-    nc.hessian_trace: {**CURVATURE, "matvecs": (3, "at least two")},
-    nc.ntk_top_eigenvalue: {
-        **CURVATURE,
-        **LANCZOS,
-        "x": (X, "flag"),
-        "start": (None, "vector"),
-        "method": ("lanczos", "method"),
-    },
-    nc.SharpnessMonitor: {
-        "loss_fn": (LOSS, "function"),
-        "batch": ((X, Y), "batch"),
-        "matvecs": (2, "count"),
-        "refresh": (2, "count"),
-        "tol": (0.1, "positive"),
-        "method": ("auto", "method"),
-        "chunk_size": (2, "count or none"),
-    },
-    nc.SharpnessMonitor(LOSS, (X, Y)): {"model": (MODEL, "model")},
-    nc.SharpnessMonitor(LOSS, (X, Y)).load_state_dict: {"state": ({"vector": None, "readings": 0}, "state")},
-    nc.lr_phases: {
-        "curvature": (2.0, "positive"),
-        "max_constant": (3.0, "above 2 or none"),
-        "loss_scale": (1.0, "positive"),
-    },
-    nc.lr_phases(2.0).phase: {"lr": (0.1, "positive")},
-    catapult.simulate: {
-        **OUTPUT,
-        "lr": (0.1, "positive"),
-        "steps": (3, "count from zero"),
-        "label": (0.5, "real"),
-    },
-    catapult.edges: {**OUTPUT, "input": (1.0, "real")},
-    catapult.duration: {"scaled_curvature": (3.0, "between 2 and 4"), "width": (10, "at least one")},
-    catapult.final_curvature: {"scaled_curvature": (3.0, "between 2 and 4")},
-    catapult.peak: {"scaled_curvature": (3.0, "between 2 and 4")},
-    catapult.initial_state: {
-        "width": (10, "count"),
-        "size": (2, "shape"),
-        "input": (1.0, "real"),
-        "seed": (0, "count from zero"),
-    },
-    catapult.WeightCorrelations.from_weights: {"u": (np.ones((3, 2)), "real"), "v": (np.ones(3), "real")},
-    catapult.WeightCorrelations.draw: {
-        "width": (10, "count"),
-        "dim": (2, "count"),
-        "size": ((2,), "shape"),
-        "seed": (0, "count from zero"),
-    },
-    catapult.WeightCorrelations: {
-        "vv": (1.0, "flag"),
-        "uu": (np.eye(2), "flag"),
-        "uv": (np.ones(2), "flag"),
-        "width": (10, "count"),
-    },
-    CORRELATIONS.outputs: {"inputs": (np.eye(2), "rows")},
-    CORRELATIONS.kernel: {"inputs": (np.eye(2), "rows")},
-    CORRELATIONS.top: {"inputs": (np.eye(2), "rows")},
-    catapult.simulate_full: {
-        "start": (CORRELATIONS, "start"),
-        "inputs": (np.eye(2), "rows"),
-        "labels": (np.ones(2), "labels"),
-        "lr": (0.1, "positive"),
-        "steps": (3, "count from zero"),
-    },
-}
+"""Public functions without a row, each with its reason."""
+CHANGES = {lab.make_scale_invariant, lab.train, nc.ExpLR, nc.NormMonitor}
+"""They change a model or an optimizer."""
 
 
-def name_of(function):
-    return getattr(function, "__qualname__", type(function).__name__)
+@pytest.mark.parametrize("function", ROWS, ids=IDS)
+def test_bad_input_is_refused(function):
+    row = ROWS[function]
+    found = {
+        f"{name}={str(value)[:60]}": wrong
+        for name, value, error in bad(row)
+        if (wrong := complaint(function, name, value, error, good(row)))
+    }
+    assert not found
 
 
-def arguments(function):
-    """Good values by name, of the arguments that the function has."""
-    names = inspect.signature(function).parameters
-    return {name: value for name, (value, _) in TABLE[function].items() if name in names and value is not ...}
+@pytest.mark.parametrize("function", ROWS, ids=IDS)
+def test_good_input_is_taken(function):
+    """On copies, where a call changes what it is given."""
+    given = good(ROWS[function])
+    if "path" not in ROWS[function] or "path" in given:
+        function(**copy.deepcopy(given) if function in CHANGES else given)
+    claims.clear()
 
 
-def cases():
-    for function, row in TABLE.items():
-        for name in [name for name in inspect.signature(function).parameters if name in row]:
-            kind = row[name][1].removesuffix(" or none")
-            for error, values in zip((TypeError, ValueError), BAD[kind], strict=True):
-                for value in values:
-                    if value is None and kind != row[name][1]:
-                        continue
-                    said = str(value).split(" at 0x")[0].replace("\n", "")
-                    yield pytest.param(function, name, value, error, id=f"{name_of(function)}-{name}-{said}")
+def test_the_complaints_are_found():
+    """The control: each sort of answer that is none."""
+
+    def answers(x, given):
+        if x == "silent":
+            return NAN
+        if x == "changed":
+            given[0] = 0
+        raise {"raw": KeyError("x"), "unnamed": TypeError("no")}.get(x, ValueError("x must be 1, got 2"))
+
+    for x in ("raw", "unnamed", "silent", "changed"):
+        assert complaint(answers, "x", x, ValueError, {"given": [1]})[0] == x
+    assert complaint(answers, "x", 2, TypeError, {"given": [1]})[0] == "other type"
+    assert complaint(answers, "x", 2, ValueError, {"given": [1]}) is None
 
 
-@pytest.mark.parametrize(("function", "name", "value", "error"), list(cases()))
-def test_bad_input(function, name, value, error):
-    given = {**arguments(function), name: value}
-    if "betas" in given and name in ("betas", "dim"):
-        given.update(optimizer="adamw", momentum=0.0, grad_sq_norm=1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        with pytest.raises(error, match=name):
-            function(**given)
+def public():
+    """All public functions, and the methods of all public classes."""
+    names = [getattr(module, name) for module in (nc, catapult, lab, bookkit) for name in module.__all__]
+    drawing = [one for one in vars(plots).values() if getattr(one, "__module__", "") == plots.__name__]
+    for one in [*names, *drawing]:
+        if isinstance(one, type):
+            if one.__name__ not in RESULTS:
+                yield one
+            own = [base for base in one.__mro__ if base.__module__.startswith("normcore")]
+            members = {name for base in own for name in vars(base)}
+            yield from (getattr(one, n) for n in members if n in ("__call__", "__getitem__") or n[0] != "_")
+        elif callable(one):
+            yield one
 
 
-@pytest.mark.parametrize("function", TABLE, ids=name_of)
-def test_good_input(function):
-    if not any(value is ... for value, _ in TABLE[function].values()):
-        function(**arguments(function))
+def test_every_public_function_has_a_row():
+    held = {}
+    for function, row in ROWS.items():
+        held.setdefault(name_of(function), set()).update(row)
+    missing = {}
+    for one in filter(callable, public()):
+        name, wanted = name_of(one), parameters(one) - {"self", None}
+        if name not in FREE and not wanted <= held.get(name, set()):
+            missing[name] = wanted - held.get(name, set())
+    assert missing == {}
+    assert not FREE.keys() & held.keys()
 
 
-def test_every_public_function_of_these_rooms_is_here():
-    rooms = ("curvature", "norm_dynamics", "catapult", "schedules")
-    results = {"EigenResult", "Equilibrium", "FullRun", "WarmUpRun"}  # made by the package, not by a user
-    public = [getattr(nc, name) for name in nc.__all__] + [
-        getattr(catapult, name) for name in catapult.__all__
-    ]
-    for one in public:
-        if callable(one) and one.__module__.split(".")[1] in rooms and one.__name__ not in results:
-            assert one in TABLE, one.__name__
-            assert set(inspect.signature(one).parameters) <= set(TABLE[one]), one.__name__
+def test_one_example_a_run_needs_an_axis_for_it():
+    """Two examples are two common ones, unless each run is said to have its own."""
+    assert STACK(X[:2]).shape == (2, 2, 3)
+    for stack, x in ((STACK, X[:2]), (ONE, X[:1]), (STACK, X[0])):
+        with pytest.raises(ValueError, match=r"x must be \(. B, ...\) of each run|x must be \(\d, B, ...\)"):
+            stack(x, own=True)
+    with pytest.raises(ValueError, match="x must be torch.float64 and not empty, got torch.float32"):
+        STACK(X.float())
+
+
+RATES = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(lr=RATES, factor=RATES, t=st.one_of(st.integers(-2, 10**6), st.floats()), steps=st.integers(-1, 50))
+def test_a_scheduled_rate_is_a_rate_or_refused(lr, factor, t, steps):
+    makers = (
+        lambda: nc.Constant(lr),
+        lambda: nc.StepDecay(lr, (1, 2, 7), factor),
+        lambda: nc.Cosine(lr, steps),
+        lambda: nc.Exponential(lr, factor),
+    )
+    for make in makers:
+        try:
+            schedule = make()
+            value, log = schedule(t), schedule.log(t)
+        except ValueError as error:
+            assert " must " in str(error) and " got " in str(error)
+            continue
+        assert 0 <= value < math.inf and not math.isnan(log) and log < math.inf
+
+
+@given(lr=RATES, weight_decay=RATES, momentum=RATES, steps=st.integers(-1, 20))
+def test_an_equivalent_rate_has_a_logarithm_or_is_refused(lr, weight_decay, momentum, steps):
+    rest = weight_decay, momentum
+    makers = (
+        lambda: nc.equivalent_schedule(lr, *rest, steps=steps),
+        lambda: nc.exponential_lr(lr, *rest, steps=steps),
+        lambda: nc.texp([(lr, steps), (lr / 2, 3)], *rest),
+    )
+    for make in makers:
+        try:
+            found = make()
+        except ValueError as error:
+            assert " must " in str(error) and " got " in str(error)
+            continue
+        assert np.isfinite(found.log_scale).all() and not np.isnan(found.log_lr).any()
+        assert (found.log_lr < math.inf).all() and (np.isfinite(found.log_lr) | (lr == 0)).all()
+
+
+def test_a_strange_record_in_an_optimizer_is_refused():
+    """The gauge's numbers travel in the optimizer's state; ExpLR looks at them as they arrive."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([{"params": [weight], "scale_invariant": True}], lr=0.1, weight_decay=0.1)
+    exp_lr = nc.ExpLR(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    for strange in ({"x": NAN}, {"x": 1.0}, {**state["param_groups"][0]["exp_lr"], "x": 0.0}, "x"):
+        state["param_groups"][0]["exp_lr"] = strange
+        with pytest.raises((TypeError, ValueError), match="state must be the record of a gauge, got"):
+            optimizer.load_state_dict(copy.deepcopy(state))
+        assert exp_lr.scale() == 1.0

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from normcore.checks import checked_choice, checked_count, require_flags, require_type
+
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -123,7 +125,12 @@ def claim(
         >>> claim("E2/wrong-rate", 0.3, ">", 1e-3, source="the rate off by one", guards="E2/example")
 
     """
+    require_type("value", value, SupportsFloat, "a number")
     number = float(value)
+    if n is not None:
+        checked_count("n", n)
+    require_type("se", se, SupportsFloat | None, "a number or None")
+    require_flags(exact=exact)
     _check(id, relation, bound, expect, restriction, guards, source, exact)
     kind = "control" if guards else "extension" if id.startswith("X") else "paper"
     true = not math.isnan(number) and bool(RELATIONS[relation](number, bound))
@@ -144,18 +151,23 @@ def _check(
     id: str, relation: str, bound: Any, expect: str, restriction: str, guards: str, source: str, exact: bool
 ) -> None:
     """Refuse what no record can hold."""
+    words = {"id": id, "guards": guards, "source": source, "restriction": restriction}
+    for name, text in words.items():
+        require_type(name, text, str, "a text")
     for name, text in {"id": id, "guards": guards}.items():
         known = re.fullmatch(r"[A-Z]\d+/[a-z0-9-]+", text) and text.split("/")[0] in ROWS
         if not known and (text or name == "id"):
             raise ValueError(f"{name} must be a scoreboard row and a name, like 'E2/direction', got {text!r}")
-    if relation not in RELATIONS:
-        raise ValueError(f"relation must be one of {list(RELATIONS)}, got {relation!r}")
+    checked_choice("relation", relation, sorted(RELATIONS))
     if (relation == "in") != (isinstance(bound, Sequence) and len(bound) == 2):
         raise ValueError(
             f"bound must be a pair for 'in' and a number otherwise, got {bound!r} for {relation!r}"
         )
-    if expect not in (HELD, NOT_HELD, UNRESOLVED):
-        raise ValueError(f"expect must be {HELD!r}, {NOT_HELD!r} or {UNRESOLVED!r}, got {expect!r}")
+    for end in bound if relation == "in" else (bound,):
+        require_type("bound", end, SupportsFloat, "a number")
+        if math.isnan(end):
+            raise ValueError("bound must be a number to compare with, got nan")
+    checked_choice("expect", expect, (HELD, NOT_HELD, UNRESOLVED))
     if expect != HELD and not restriction:
         raise ValueError(f"restriction must say in words why {id} {expect!r}, got none")
     if guards and (expect != HELD or restriction):

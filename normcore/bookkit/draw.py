@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import normcore as nc
 from normcore.bookkit import plots
+from normcore.checks import checked_count, require_type
 
 Vector = NDArray[np.float64]
 SPIRAL: dict[str, Any] = {"lr": 0.4, "weight_decay": 0.3, "steps": 16}
@@ -78,6 +79,7 @@ def spiral() -> tuple[Vector, Vector, Vector]:
 
 def _panel(ax: Axes | None, *, frame: bool = False) -> Axes:
     """The Axes, or new ones; without a frame they have equal units."""
+    require_type("ax", ax, Axes | None, "matplotlib's Axes or None")
     ax = plt.subplots(figsize=(5.2, 4.2))[1] if ax is None else ax
     if not frame:
         ax.set_aspect("equal")
@@ -199,6 +201,7 @@ def product_at(growth: float, momentum: Any, steps: int) -> Any:
 
 def plane(ax: Axes | None = None, *, steps: int = 391) -> Axes:
     """Momentum and lr * weight_decay: recipes, critical line, growth of the rate in an epoch of so many steps."""
+    checked_count("steps", steps)
     ax, free = _panel(ax, frame=True), np.geomspace(1, 1e-3, 200)
     critical = (1 - np.sqrt(1 - free)) ** 2
     ax.fill_between(free, critical, 1, color="#eeeeee", linewidth=0)

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from normcore.checks import checked_choice, checked_count, require_type
+
 DECAY, EXPONENTIAL, CONTROL, OTHER = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 """Okabe and Ito's colours, told apart in every common form of colour blindness.
 
@@ -64,6 +66,8 @@ def curve(
     **options: Any,
 ) -> None:
     """Draw a curve of a kind (a key of KINDS), with its label beside point `at`."""
+    checked_choice("kind", kind, sorted(KINDS))
+    require_type("ax", ax, Axes, "matplotlib's Axes")
     own = cbook.normalize_kwargs(options, Line2D)
     all_marks = {"markevery": None} if "marker" in own else {}
     (line,) = ax.plot(x, y, **KINDS[kind] | all_marks | own)
@@ -73,11 +77,14 @@ def curve(
 
 def band(ax: Axes, x: Any, low: Any, high: Any, kind: str = "decay") -> None:
     """Shade between two curves in the colour of a kind."""
+    checked_choice("kind", kind, sorted(KINDS))
+    require_type("ax", ax, Axes, "matplotlib's Axes")
     ax.fill_between(x, low, high, color=KINDS[kind]["color"], alpha=0.2, linewidth=0)
 
 
 def axes_labels(ax: Axes, x: str, y: str, title: str = "") -> None:
     """Label both axes, and put what the panel shows above it."""
+    require_type("ax", ax, Axes, "matplotlib's Axes")
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     if title:
@@ -86,6 +93,8 @@ def axes_labels(ax: Axes, x: str, y: str, title: str = "") -> None:
 
 def decades(ax: Axes, axis: str = "y", most: int = 6) -> None:
     """Make an axis logarithmic, with at most so many decades labelled."""
+    require_type("ax", ax, Axes, "matplotlib's Axes")
+    checked_choice("axis", axis, ("x", "y")), checked_count("most", most)
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"{axis}axis").set_major_locator(LogLocator(base=10, numticks=most))
     getattr(ax, f"{axis}axis").minorticks_off()

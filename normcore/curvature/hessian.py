@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_count, checked_number, require_type
+from normcore.checks import NonFiniteError, checked, checked_count, checked_number, understood
 from normcore.curvature.hessian_operator import HessianOperator, Loss, require_problem
-from normcore.curvature.operator import EigenResult, NonFiniteError, top_eigenpair, top_eigenpairs
+from normcore.curvature.operator import EigenResult, top_eigenpair, top_eigenpairs
 
 
 def hessian_top_eigenvalue(
@@ -238,8 +238,8 @@ class SharpnessMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another monitor stopped."""
-        require_type("state", state, Mapping, "the state_dict of a SharpnessMonitor")
-        missing = {"vector", "readings"} - set(state)
-        if missing:
-            raise ValueError(f"state must have the keys vector and readings, got none for {sorted(missing)}")
-        self._vector, self.readings = state["vector"], int(state["readings"])
+        with understood(state, "the state_dict of a SharpnessMonitor"):
+            vector, readings = state["vector"], checked_count("readings", state["readings"], least=0)
+            if vector is not None:
+                checked("vector", vector.cpu())
+        self._vector, self.readings = vector, readings

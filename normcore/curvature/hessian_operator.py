@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_choice, checked_count, require_type
+from normcore.checks import checked_choice, checked_count, checked_loss, checked_pair, require_type
 from normcore.curvature.operator import (
     EigenResult,
-    NonFiniteError,
     SymmetricOperator,
     default_tolerance,
     usable,
@@ -74,23 +73,10 @@ class HessianOperator(SymmetricOperator):
     def _slope(self, output: Tensor, y: Tensor, *, finite: bool = True) -> Tensor:
         output = output.requires_grad_()
         with self.snapshot.quiet():
-            return grad(self._sound(self.loss_fn(output, y), finite=finite), [output])[0]
+            return grad(checked_loss(self.loss_fn(output, y), finite=finite), [output])[0]
 
     def _loss(self, model: nn.Module, x: Any, y: Any) -> Tensor:
-        return self._sound(self.loss_fn(model(x), y))
-
-    @staticmethod
-    def _sound(loss: Any, *, finite: bool = True) -> Tensor:
-        """The loss, if it is one number that depends on the model."""
-        require_type("loss_fn's value", loss, Tensor, "a tensor")
-        if loss.numel() != 1:
-            raise ValueError(f"loss_fn must return one number, got shape {tuple(loss.shape)}")
-        if finite and not bool(loss.isfinite()):
-            raise NonFiniteError(f"loss_fn must be finite on the batch, got {float(loss.detach())!r}")
-        if not loss.requires_grad:
-            raise ValueError("loss_fn must depend on the model's output, got a loss without a gradient")
-        value: Tensor = loss.reshape(())
-        return value
+        return checked_loss(self.loss_fn(model(x), y))
 
     def _gradients(self, x: Any, y: Any) -> tuple[Tensor, ...]:
         work = lambda model: grad(self._loss(model, x, y), self.snapshot.tensors, create_graph=True)  # noqa: E731
@@ -198,8 +184,7 @@ def require_problem(loss_fn: Any, batch: Any, method: Any, chunk_size: Any) -> N
     """Raise TypeError or ValueError unless these can define a Hessian."""
     checked_choice("method", method, METHODS)
     require_type("loss_fn", loss_fn, Callable, "a function")
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}")
+    checked_pair(batch)
     if chunk_size is not None:
         checked_count("chunk_size", chunk_size)
 

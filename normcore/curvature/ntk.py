@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_choice
+from normcore.checks import NonFiniteError, checked_choice
 from normcore.curvature.layerwise import StructuredKernel, Unstructured
-from normcore.curvature.operator import EigenResult, NonFiniteError, SymmetricOperator, top_eigenpair, usable
+from normcore.curvature.operator import EigenResult, SymmetricOperator, top_eigenpair, usable
 from normcore.curvature.snapshot import Snapshot, derivable_once, flatten, grad
 
 METHODS = ("auto", "structured", "lanczos", "dense")

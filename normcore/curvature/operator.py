@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from normcore.checks import checked_count, checked_number, require_type
+from normcore.checks import NonFiniteError, checked_count, checked_number, require_type
 
 SHARE = 0.3
 """Size of the random part of a warm start: a start along an eigenvector that is no longer the top must not stay."""
@@ -18,10 +18,6 @@ ASYMMETRY = 10.0
 
 KEPT = 4
 """Ritz vectors kept at a restart."""
-
-
-class NonFiniteError(ValueError):
-    """A loss, an output or a product is NaN or infinite: that of a run that diverged, say."""
 
 
 @dataclass(frozen=True, eq=False)

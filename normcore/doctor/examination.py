@@ -12,13 +12,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normcore.catapult.phases import lr_phases
-from normcore.checks import checked_count, require_type
+from normcore.checks import checked_count, checked_loss, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
 from normcore.invariance.degrees import NO_EPS
-from normcore.invariance.probing import Called, Evaluator, call, inputs_and_targets, untouched
+from normcore.invariance.probing import (
+    Called,
+    Evaluator,
+    call,
+    checked_parameters,
+    inputs_and_targets,
+    untouched,
+)
 from normcore.invariance.report import InvarianceReport, scale_invariance
 from normcore.invariance.symmetries import scaling_symmetries
 from normcore.norm_dynamics.rates import family_of, look_up
@@ -132,13 +139,9 @@ def _check(model: Any, optimizer: Any, loss_fn: Any, scheduler: Any) -> None:
 
 
 def _gradients(model: nn.Module, loss_fn: Any, x: Any, y: Any) -> dict[str, Tensor]:
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise ValueError("model must have a trainable parameter, got none")
-    loss = loss_fn(call(model, x), y)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite()):
-        raise ValueError(f"loss_fn must give one finite number on the batch, got {loss!r}")
-    found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True, materialize_grads=True)
+    named = checked_parameters(model)
+    loss = checked_loss(loss_fn(call(model, x), y))
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(named, found, strict=True))
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from textwrap import fill
 from typing import Any
 
-from normcore.checks import checked
+from normcore.checks import checked_number
 
 WIDTH = 80
 MARKS = {"ok": " ", "note": "-", "warning": "!"}
@@ -80,7 +80,11 @@ class Diagnosis:
     groups: tuple[Any, ...] = ()
 
     def __getitem__(self, name: str) -> Finding:
-        return {finding.name: finding for finding in self.findings}[name]
+        """The finding of that name."""
+        found = {finding.name: finding for finding in self.findings}
+        if name not in found:
+            raise KeyError(f"no finding named {name!r}; there are {sorted(found)}")
+        return found[name]
 
     @property
     def warnings(self) -> list[str]:
@@ -101,8 +105,8 @@ class Diagnosis:
             ValueError: a ratio is not a finite number > 0.
 
         """
-        batch = float(checked("ratio_batch", ratio_batch, above=0.0))
-        epochs = float(checked("ratio_epochs", ratio_epochs, above=0.0))
+        batch = checked_number("ratio_batch", ratio_batch, above=0.0)
+        epochs = checked_number("ratio_epochs", ratio_epochs, above=0.0)
         title = f"The same run at batch x{batch:g}, epochs x{epochs:g}"
         return Diagnosis(title, tuple(group.planned(batch, epochs) for group in self.groups))
 

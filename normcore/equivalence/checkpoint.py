@@ -6,9 +6,11 @@ Functions and their future stay as they are.
 import copy
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from normcore.equivalence.group_gauge import RECORD
+from normcore.checks import checked_choice, require_type, understood
+from normcore.equivalence.group_gauge import RECORD, numbers_in
 
 State = dict[str, Any]
 
@@ -31,7 +33,8 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
         was.
 
     Raises:
-        ValueError: `to` is unknown, or the state lacks what the conversion needs.
+        TypeError: `to` is no word, or the state no dict.
+        ValueError: `to` is unknown, or the state lacks what the conversion needs, or is damaged.
 
     Example:
         >>> import torch
@@ -42,27 +45,34 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
     Source: equivalent scaling, Li & Arora (2020), arXiv 1910.07454, Definitions 2.3 and 2.6.
 
     """
-    if to not in ("weight_decay", "exp_lr", "unit_norm"):
-        raise ValueError(f"to must be 'weight_decay', 'exp_lr' or 'unit_norm', got {to!r}")
-    missing = [key for key in ("model", "optimizer") if key not in state]
-    if missing:
-        raise ValueError(
-            f"state must hold 'model' and 'optimizer', got no {' and no '.join(map(repr, missing))}"
-        )
-    new = copy.deepcopy(state)
+    checked_choice("to", to, ("weight_decay", "exp_lr", "unit_norm"))
+    with understood(state, "the states of model, optimizer and ExpLR, saved together"):
+        return _converted(copy.deepcopy(dict(state)), to)
+
+
+def _converted(new: State, to: str) -> State:
+    """Convert the copy of a checkpoint in place."""
+    for part in ("model", "optimizer"):
+        require_type(f"state[{part!r}]", new.get(part), Mapping, "a state_dict")
+    require_type("state['optimizer']['param_groups']", new["optimizer"]["param_groups"], list, "a list")
     exp_lr = new.setdefault("exp_lr", None)
     if exp_lr is None:
         if to != "weight_decay":
             raise ValueError(
-                f"state must hold 'exp_lr' to be converted to {to!r}; to start one, attach ExpLR to the loaded run (its gauge begins at x = 1)"
+                f"state must hold 'exp_lr' to be converted to {to!r}, got none; to start one, attach ExpLR to the "
+                "loaded run (its gauge begins at x = 1)"
             )
         return new
-    if exp_lr.get("version") != 2:
-        raise ValueError(f"state['exp_lr'] must be of version 2, got {exp_lr.get('version')!r}")
-    if to == "exp_lr":
-        return new
+    if exp_lr["version"] != 2:
+        raise ValueError(f"state['exp_lr'] must be of version 2, got {exp_lr['version']!r}")
     for part in ("groups", "names"):  # keys become strings on their way through JSON
         exp_lr[part] = {int(index): value for index, value in exp_lr[part].items()}
+    if exp_lr["groups"].keys() != exp_lr["names"].keys() or not exp_lr["names"]:
+        raise ValueError(f"groups must be those of names, got {[*exp_lr['groups']]} and {[*exp_lr['names']]}")
+    for gauge in exp_lr["groups"].values():
+        gauge["x"], gauge["ratio"], gauge["doublings"] = numbers_in(gauge)
+    if to == "exp_lr":
+        return new
     for index, gauge in exp_lr["groups"].items():
         if exp_lr["names"][index] is None:
             raise ValueError(

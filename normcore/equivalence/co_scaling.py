@@ -65,7 +65,8 @@ def warn_if_not_invariant(
 ) -> set[int]:
     """Warn about tagged groups under whose common scaling the model's output changes; returns these."""
     names = {p: name for name, p in model.named_parameters()}
-    groups = {str(i): [names[p] for p in gauge.group["params"]] for i, gauge in gauges.items()}
+    other = "none of the model's"
+    groups = {str(i): [names.get(p, other) for p in gauge.group["params"]] for i, gauge in gauges.items()}
     found = scale_invariance(model, loss_fn, batch, groups=groups).groups
     wrong = [int(i) for i, verdict in found.items() if verdict.verdict == "no"]
     for i in wrong:

@@ -112,7 +112,8 @@ def growth_factor(lr: float, weight_decay: float, momentum: float = 0.0) -> floa
     Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.9.
 
     """
-    columns(1, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    given = columns(1, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    lr, weight_decay, momentum = (column.item() for column in given)
     product = lr * weight_decay
     critical = (1.0 - math.sqrt(momentum)) ** 2
     if not 0.0 <= product <= critical:

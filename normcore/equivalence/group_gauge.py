@@ -7,6 +7,7 @@ one is x * 2^-doublings.
 import functools
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from normcore.checks import columns
+from normcore.checks import checked_count, checked_number, columns, understood
 from normcore.equivalence.gauge import Step, advance_by
 from normcore.equivalence.rules import UpdateRule, look_up, rule_of
 from normcore.sharded import is_sharded
@@ -339,11 +340,19 @@ class GroupGauge:
         if self._hooks is not None:
             self.group[RECORD] = self.state()
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Take the numbers back; without any, those of a run with weight decay."""
-        self.x, self.ratio = float(state.get("x", 1.0)), float(state.get("ratio", 0.0))
-        self.doublings = int(state.get("doublings", 0))
+        self.x, self.ratio, self.doublings = numbers_in(state)
         self.record()
+
+
+def numbers_in(state: Mapping[str, Any]) -> tuple[float, float, int]:
+    """x, kappa and the doublings of a record; those of a run with weight decay in an empty one."""
+    if state == {}:
+        return 1.0, 0.0, 0
+    with understood(state, "the record of a gauge"):
+        x, ratio = checked_number("x", state["x"], above=0.0), checked_number("ratio", state["ratio"])
+        return x, ratio, checked_count("doublings", state["doublings"], least=0)
 
 
 def is_moved(state: dict[str, Any]) -> bool:

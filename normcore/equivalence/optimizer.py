@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from normcore.checks import checked_count, numbers, require, require_flags, require_type, understood
 from normcore.equivalence.co_scaling import CoScaling, Watch, warn_if_not_invariant
-from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, GroupGauge, is_moved
+from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, GroupGauge, is_moved, numbers_in
 from normcore.equivalence.rules import UpdateRule, check_supported, look_up, unwrapped
 from normcore.equivalence.step_hooks import StepHooks
 from normcore.sharded import parts, reshard
@@ -89,6 +90,8 @@ class ExpLR:
         rebase: bool = True,
         rule: str | None = None,
     ) -> None:
+        require_type("model", model, nn.Module | None, "a torch.nn.Module or None")
+        require_flags(rebase=rebase)
         self.optimizer, self.model, self.rebase = unwrapped(optimizer), model, rebase
         self.rule: UpdateRule | None = None if rule is None else look_up(rule)
         if self.rule is None:
@@ -212,7 +215,7 @@ class ExpLR:
 
     def _gauge(self, group: int) -> GroupGauge:
         """The gauge of a tagged group."""
-        if group not in self.gauges:
+        if checked_count("group", group, least=0) not in self.gauges:
             raise ValueError(
                 f"group must be the index of a tagged group, one of {sorted(self.gauges)}, got {group!r}"
             )
@@ -283,16 +286,18 @@ class ExpLR:
             The total norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
 
         """
+        require("max_norm", max_norm, ">= 0", numbers("max_norm", max_norm) >= 0)
+        require("norm_type", norm_type, "> 0", numbers("norm_type", norm_type) > 0)
         with self.ordinary_gradients():
-            return torch.nn.utils.clip_grad_norm_(self._parameters(), max_norm, norm_type)
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type)
 
     def clip_grad_value_(self, clip_value: float) -> None:
         """Clip every entry of the optimizer's gradients, in the units of the run with weight decay."""
+        require("clip_value", clip_value, ">= 0", numbers("clip_value", clip_value) >= 0)
         with self.ordinary_gradients():
-            torch.nn.utils.clip_grad_value_(self._parameters(), clip_value)
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+            for group in self.optimizer.param_groups:
+                torch.nn.utils.clip_grad_value_(group["params"], clip_value)
 
     def detach(self) -> None:
         """Return weights, buffers, eps and running statistics to the run with weight decay, and remove the hooks."""
@@ -323,15 +328,15 @@ class ExpLR:
         this state after it. It is the same in all processes.
 
         Raises:
-            ValueError: the state is of another version or has other tagged groups.
+            ValueError: the state is of another version, has other tagged groups, or is damaged.
 
         """
-        if state.get("version") != 2:
-            raise ValueError(f"state must be of version 2, got {state.get('version')!r}")
+        with understood(state, "the state_dict of an ExpLR with the same tagged groups"):
+            groups = {int(i): values for i, values in state["groups"].items() if numbers_in(values)}
+            ours = sorted({*self.gauges, *self._untouched_groups()})
+            if (state["version"], sorted(groups)) != (2, ours):
+                raise ValueError(f"version, groups must be 2, {ours}, got {state['version']}, {[*groups]}")
         self._adopt_new_groups()
-        groups = {int(i): values for i, values in state["groups"].items()}
-        if set(groups) != set(self.gauges):
-            raise ValueError(f"state must hold the tagged groups {sorted(self.gauges)}, got {sorted(groups)}")
         self._take(groups)
 
     def _on_optimizer_loaded(self, optimizer: Optimizer) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 
+from normcore.checks import checked_choice, checked_count
+
 MUON: tuple[type[Optimizer], ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
 
 
@@ -36,7 +38,7 @@ class UpdateRule:
     degree: int = 1
 
     def __post_init__(self) -> None:
-        if self.degree not in (0, 1, 2):
+        if checked_count("degree", self.degree, least=0) > 2:
             raise ValueError(f"degree must be 0, 1 or 2, got {self.degree!r}")
         if self.degree != 1 and not self.decoupled:
             raise ValueError(
@@ -63,10 +65,8 @@ RULES = {
 
 
 def look_up(name: str) -> UpdateRule:
-    """The rule of that name, or ValueError."""
-    if name not in RULES:
-        raise ValueError(f"optimizer must be one of {sorted(RULES)}, got {name!r}")
-    return RULES[name]
+    """The rule of that name."""
+    return RULES[checked_choice("rule", name, sorted(RULES))]
 
 
 def rule_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:

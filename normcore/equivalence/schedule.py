@@ -15,13 +15,22 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 from torch.optim import Optimizer
 
-from normcore.checks import columns, require
+from normcore.checks import (
+    checked_choice,
+    checked_count,
+    columns,
+    numbers,
+    require,
+    require_flags,
+    require_type,
+)
 from normcore.equivalence.gauge import advance_by, growth_factor
 from normcore.equivalence.group_gauge import scale_buffers, shift_buffer
-from normcore.equivalence.rules import RULES, UpdateRule
-from normcore.schedules import FloatArray
+from normcore.equivalence.rules import RULES, UpdateRule, check_supported, unwrapped
+from normcore.schedules import LARGEST, FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,24 +105,29 @@ class EquivalentSchedule:
             (theta~_t, buf~_t) = (theta / x_t, x_t buf - p_t theta).
 
         """
-        x, ratio = self._gauge(t)
-        return theta / x, x * ((0.0 if buf is None else buf) - ratio * theta)
+        theta, buf, x, ratio = self._state(theta, buf, t)
+        return theta / x, x * (buf - ratio * theta)
 
     def from_wd_free(self, theta: Any, buf: Any, t: int) -> tuple[Any, Any]:
         """The inverse of `to_wd_free`: (theta_t, buf_t) = (x_t theta~, (buf~ + p_t theta_t) / x_t)."""
-        x, ratio = self._gauge(t)
+        theta, buf, x, ratio = self._state(theta, buf, t)
         original = x * theta
-        return original, (0.0 if buf is None else buf) / x + ratio * original
+        return original, buf / x + ratio * original
 
-    def _gauge(self, t: int) -> tuple[float, float]:
-        if not 0 <= t <= self.steps:
+    def _state(self, theta: Any, buf: Any, t: int) -> tuple[Any, Any, float, float]:
+        """Weights and buffer as tensors or arrays, x_t and kappa_t."""
+        theta = theta if isinstance(theta, Tensor) else numbers("theta", theta)
+        buf = 0.0 * theta if buf is None else buf if isinstance(buf, Tensor) else numbers("buf", buf)
+        if buf.shape != theta.shape:
+            raise ValueError(f"buf must have the shape of theta, got {(*buf.shape,)} for {(*theta.shape,)}")
+        if checked_count("t", t, least=0) > self.steps:
             raise ValueError(f"t must be between 0 and {self.steps}, got {t!r}")
         x = math.exp(self.log_scale[t])
         if x == 0.0:
             raise OverflowError(
                 f"x_t underflows at t={t} (log x_t = {self.log_scale[t]:.4g}); use log_scale, or ExpLR, which rebases"
             )
-        return x, float(self.buffer_ratio[t])
+        return theta, buf, x, float(self.buffer_ratio[t])
 
 
 def equivalent_schedule(
@@ -172,6 +186,7 @@ def equivalent_schedule(
     Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.13; the form as a scalar run is this project's.
 
     """
+    require_flags(nesterov=nesterov, decoupled=decoupled)
     hyper = columns(steps, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening)
     rule = UpdateRule(decoupled=decoupled, nesterov=nesterov, degree=degree)
     _check_switches(start, rule, hyper)
@@ -185,8 +200,7 @@ def equivalent_schedule(
 def _check_switches(start: str, rule: UpdateRule, hyper: Sequence[FloatArray]) -> None:
     """Raise ValueError for switches that contradict one another."""
     lr, weight_decay, momentum, dampening = hyper
-    if start not in ("zero", "stationary"):
-        raise ValueError(f"start must be 'zero' or 'stationary', got {start!r}")
+    checked_choice("start", start, ("zero", "stationary"))
     if not rule.nesterov:
         return
     if start == "stationary":
@@ -263,8 +277,8 @@ def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
         t: the step, 0 <= t < schedule.steps; every step must be followed, in order.
 
     Raises:
-        ValueError: t is out of range.
-        OverflowError: the rate exceeds the float range.
+        TypeError: the optimizer's decay has no gauge, or an argument is of another type.
+        ValueError: t is out of range, or the rate of this step exceeds the float range.
 
     Example:
         >>> import torch
@@ -277,8 +291,13 @@ def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
     Source: Li & Arora (2020), arXiv 1910.07454, Theorems 2.12 and 2.13.
 
     """
-    if not 0 <= t < schedule.steps:
+    optimizer = unwrapped(optimizer)
+    check_supported(optimizer)
+    require_type("schedule", schedule, EquivalentSchedule, "an EquivalentSchedule")
+    if checked_count("t", t, least=0) >= schedule.steps:
         raise ValueError(f"t must be in [0, {schedule.steps}), got {t!r}")
+    if schedule.log_lr[t] > LARGEST:
+        raise ValueError(f"t must have a rate in the float range, got {t!r}: use ExpLR, which rebases")
     lr = math.exp(schedule.log_lr[t])
     groups = [g for g in optimizer.param_groups if g.get("scale_invariant")] or optimizer.param_groups
     params = [p for group in groups for p in group["params"]]

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from normcore.checks import columns, require
+from normcore.checks import (
+    checked,
+    checked_count,
+    checked_number,
+    columns,
+    require,
+    require_flags,
+    require_type,
+)
 from normcore.equivalence.gauge import growth_factor
 from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule, run_gauge, stationary_ratio
 from normcore.schedules import FloatArray
@@ -46,6 +54,7 @@ def exponential_lr(
 
     """
     growth_factor(lr, weight_decay, momentum)  # refuses what lies beyond the critical point
+    steps = checked_count("steps", steps)
     return equivalent_schedule(lr, weight_decay, momentum, start="stationary", steps=steps)
 
 
@@ -85,20 +94,13 @@ def texp(
     Source: Li & Arora (2020), arXiv 1910.07454, Theorem 2.12; the explicit correction is this project's.
 
     """
-    if not phases:
-        raise ValueError(f"phases must hold at least one (lr, steps) pair, got {phases!r}")
+    require_flags(instant_decay=instant_decay)
     rates, lengths = _phase_columns(phases)
-    decays = (
-        np.broadcast_to(np.asarray(weight_decay, dtype=np.float64), rates.shape)
-        if np.ndim(weight_decay) == 0
-        else None
-    )
-    if decays is None:
-        decays = np.asarray(weight_decay, dtype=np.float64)
-        if decays.shape != rates.shape:
-            raise ValueError(
-                f"weight_decay must be one value or one for each of {len(rates)} phases, got {len(decays)}"
-            )
+    given = checked("weight_decay", weight_decay)
+    if given.shape not in ((), rates.shape):
+        need = f"one value or one for each of {len(rates)} phases"
+        raise ValueError(f"weight_decay must be {need}, got shape {given.shape}")
+    decays = np.broadcast_to(given, rates.shape)
     if not instant_decay:
         decays, rates = decays * rates / rates[0], np.full_like(rates, rates[0])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).tolist()
@@ -119,16 +121,17 @@ def texp(
 
 def _phase_columns(phases: Sequence[tuple[float, int]]) -> tuple[FloatArray, list[int]]:
     """The rates and lengths of the phases, validated."""
+    require_type("phases", phases, list | tuple, "a list of (lr, steps) pairs")
+    if not phases:
+        raise ValueError(f"phases must hold at least one (lr, steps) pair, got {phases!r}")
+    rates, lengths = [], []
     for index, phase in enumerate(phases):
-        if not (isinstance(phase, Sequence) and len(phase) == 2):
+        require_type(f"phases[{index}]", phase, list | tuple, "a pair (lr, steps)")
+        if len(phase) != 2:
             raise ValueError(f"phases must be (lr, steps) pairs, got {phase!r} at index {index}")
-        if not phase[0] > 0:
-            raise ValueError(f"phases must have lr > 0, got {phase[0]!r} at index {index}")
-        if phase[1] != int(phase[1]) or phase[1] < 1:
-            raise ValueError(
-                f"phases must have an integer number of steps >= 1, got {phase[1]!r} at index {index}"
-            )
-    return np.array([float(lr) for lr, _ in phases]), [int(steps) for _, steps in phases]
+        rates.append(checked_number(f"lr of phases[{index}]", phase[0], above=0.0))
+        lengths.append(checked_count(f"steps of phases[{index}]", phase[1]))
+    return np.array(rates), lengths
 
 
 def texp_plus_plus(
@@ -164,7 +167,7 @@ def texp_plus_plus(
     if schedule.corrections:
         step = min(schedule.corrections)
         raise ValueError(
-            "lr, weight_decay and momentum must keep x_t > 0 without corrections, but the gauge needs one "
+            "lr, weight_decay and momentum must keep x_t > 0 without corrections, got a gauge that needs one "
             f"before step {step}: lr*weight_decay exceeds (1-sqrt(momentum))^2, or the two peak at different "
             "times; use equivalent_schedule, which lists the corrections"
         )

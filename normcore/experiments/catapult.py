@@ -87,7 +87,7 @@ def make_net(name: str, seed: int, setting: Setting, channels: int, classes: int
 class CurvatureAt(Stateful):
     """A probe: `curvature` at some readings, counted from 0; nan at others and once weights overflow."""
 
-    kept = ("count",)
+    kept = (("count", int),)
 
     def __init__(self, x: Tensor, readings: Sequence[int]) -> None:
         self.x, self.readings, self.count = x, readings, 0

@@ -65,7 +65,7 @@ class FirstStepAngle(Angle):
     A reading is that of the epoch that ends, and nan at the start.
     """
 
-    kept = ("before", "last")
+    kept = (*Angle.kept, ("last", float))
 
     def __init__(self, epoch: int) -> None:
         """Start without a reading; `epoch` is its length in steps, >= 2."""

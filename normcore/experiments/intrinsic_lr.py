@@ -115,7 +115,7 @@ class MonitorReading:
 class Chord(Stateful):
     """A probe: the distance of the weights' direction from where it was at a reading, counted from 0; nan before."""
 
-    kept = ("count", "start")
+    kept = (("count", int), ("start", Tensor | None))
 
     def __init__(self, reading: int) -> None:
         self.reading, self.count = reading, 0

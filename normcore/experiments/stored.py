@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from normcore.checks import require_type
 from normcore.files import atomic_write
 
 try:
@@ -115,6 +116,7 @@ def load(path: str | Path) -> Stored | None:
 
     A file that `add_run` has not written, or not like this, is a ValueError.
     """
+    require_type("path", path, str | Path, "a path")
     path = Path(path)
     if not path.exists():
         return None

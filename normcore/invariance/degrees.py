@@ -6,7 +6,7 @@ degree; what matters is that its input has one.
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from normcore.checks import require_type
 from normcore.invariance.probing import Forward, call, untouched
 
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
@@ -72,6 +73,13 @@ def norm_input_degrees(
     project's.
 
     """
+    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_type("inputs", inputs, tuple | list, "the arguments of the model's forward")
+    require_type("groups", groups, Sequence, "a list of lists of parameters")
+    for group in groups:
+        require_type("groups", group, Sequence, "a list of lists of parameters")
+        for parameter in group:
+            require_type("groups", parameter, Tensor, "a list of lists of parameters")
     pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
     call = inputs if pair else (inputs, {})
     for group in groups:
@@ -140,6 +148,7 @@ class _LiteralsWithoutEps(TorchFunctionMode):
 
 def literals_without_eps(forward: Forward | None) -> Forward:
     """The forward pass in which torch's norm functions take eps as good as 0, where a model calls them with a number."""
+    require_type("forward", forward, Callable | None, "a function or None")
 
     def bare(model: nn.Module, x: Any) -> Any:
         with _LiteralsWithoutEps():

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from normcore.checks import require_type
 from normcore.invariance.probing import checked_parameters
 from normcore.invariance.report import InvarianceReport
 
@@ -52,13 +53,15 @@ def param_groups(
 
     """
     parameters = checked_parameters(model)
+    require_type("report", report, InvarianceReport, "an InvarianceReport")
+    require_type("no_decay", no_decay, bool | Collection, "a bool or roles")
     if set(parameters) != set(report.tensors):
         odd = sorted(set(parameters) ^ set(report.tensors))
         raise ValueError(f"report must be of this model, got one that differs in {odd}")
     if set(OWN) & set(options):
         raise ValueError(f"options must leave {', '.join(OWN)} alone, got {sorted(set(OWN) & set(options))}")
     roles = (NO_DECAY if no_decay else ()) if isinstance(no_decay, bool) else tuple(no_decay)
-    if isinstance(no_decay, str) or not set(roles) <= set(NO_DECAY):
+    if isinstance(no_decay, str) or not all(role in NO_DECAY for role in roles):
         raise ValueError(f"no_decay must be a bool or roles among {NO_DECAY}, got {no_decay!r}")
     bare = {name for name, verdict in report.tensors.items() if verdict.role in roles}
     # an invariant matrix that is standardised before it multiplies looks elementwise

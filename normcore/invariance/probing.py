@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normcore.checks import checked_pair, checked_seed, require_type
 from normcore.sharded import is_sharded
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -125,8 +126,9 @@ def finest(model: nn.Module, x: Any, forward: Forward | None) -> torch.dtype:
     """Float64 if a copy of the model runs in it: one that makes tensors of a fixed dtype does not."""
     own = precision(model)
     with stand_ins(model, torch.float64):
+        evaluate = Evaluator(model, converted(x, torch.float64), 0, forward)
         try:
-            Evaluator(model, converted(x, torch.float64), 0, forward)()
+            evaluate()
         except (RuntimeError, TypeError):
             return own
     return torch.float64
@@ -139,8 +141,7 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def checked_parameters(model: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters by name, after a look at the model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_type("model", model, nn.Module, "a torch.nn.Module")
     parameters = trainable(model)
     if not parameters:
         raise ValueError("model must have a trainable parameter, got none")
@@ -153,9 +154,7 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     """The x and y of a batch: a pair, or a mapping of keyword arguments, whose y is its "labels"."""
     if isinstance(batch, Mapping):
         return batch, batch.get("labels")
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise TypeError(f"batch must be a pair (x, y), got {type(batch).__name__}; a mapping will do as well")
-    return batch[0], batch[1]
+    return checked_pair(batch)
 
 
 def tensors_in(values: Any) -> list[Tensor]:
@@ -206,7 +205,8 @@ class Evaluator:
 
     def __init__(self, model: nn.Module, inputs: Any, seed: int, forward: Forward | None = None) -> None:
         """Look up the tensors that train, by name."""
-        self.model, self.inputs, self.seed, self.forward = model, inputs, seed, forward or call
+        require_type("forward", forward, Callable | None, "a function or None")
+        self.model, self.inputs, self.seed, self.forward = model, inputs, checked_seed(seed), forward or call
         self.tensors = trainable(model)
         self.eps = max((torch.finfo(t.dtype).eps for t in self.tensors.values()), default=0.0)
 

@@ -6,7 +6,7 @@ the outputs along W, over what it is along a random direction of length |W|. It 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normcore.checks import checked_loss, require_type
 from normcore.invariance.degrees import literals_without_eps, without_eps
 from normcore.invariance.probing import (
     Evaluator,
@@ -161,6 +162,7 @@ def scale_invariance(
 
     """
     parameters = checked_parameters(model)
+    require_type("loss_fn", loss_fn, Callable, "a function")
     names = list(parameters)
     named = _checked_groups(groups, names)
     x, y = inputs_and_targets(batch)
@@ -169,7 +171,7 @@ def scale_invariance(
     def ask(dtype: torch.dtype, forward: Forward | None) -> tuple[Evaluator, Loss]:
         targets = converted(y, dtype)
         evaluate = Evaluator(model, converted(x, dtype), seed, forward)
-        return evaluate, lambda output: loss_fn(output, targets)
+        return evaluate, lambda output: checked_loss(loss_fn(output, targets))
 
     with stand_ins(model, coarse):
         bare = literals_without_eps(forward)
@@ -224,10 +226,11 @@ def _checked_groups(
     groups: Mapping[str, Any] | None, parameters: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """The groups, none empty, a bare name, or not of the model."""
+    require_type("groups", groups, Mapping | None, "a mapping or None")
     for key, names in (groups or {}).items():
-        if isinstance(names, str) or not names:
+        if not isinstance(names, Collection) or isinstance(names, str) or not names:
             raise ValueError(f"groups must map to lists of names, got {names!r} for {key!r}")
-        unknown = sorted(set(names) - set(parameters))
+        unknown = sorted(set(names) - set(parameters), key=str)
         if unknown:
             raise ValueError(f"groups must name trainable parameters of the model, got {unknown}")
     return {key: tuple(dict.fromkeys(names)) for key, names in (groups or {}).items()}

@@ -5,13 +5,10 @@ from normcore.lab.measure import gaps, max_gap, relative_gap, roundings, slope
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.residual import preresnet, resnet, transformer
-from normcore.lab.stacks.descend import Descent, descend
+from normcore.lab.stacks.descend import Descent, descend, half_mse, softmax_loss, stack_loss_on
 from normcore.lab.stacks.stack import (
     Stack,
-    half_mse,
-    softmax_loss,
     stack_accuracy_on,
-    stack_loss_on,
     stack_norms,
     stack_predictions,
     stack_weights,

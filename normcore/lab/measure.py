@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import linregress
 
+from normcore.checks import numbers
+
 
 def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Measure the norm of the difference of two records (readings, ...) at each reading: (readings,) float64.
@@ -12,9 +14,16 @@ def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
         ValueError: the shapes differ, as when one of the runs diverged.
 
     """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape or x.ndim == 0:
-        raise ValueError(f"a and b must be records of one shape, got {x.shape} and {y.shape}")
+    return _gaps(a=a, b=b)
+
+
+def _gaps(**records: ArrayLike) -> NDArray[np.float64]:
+    """The norm of the difference of two records, by their names."""
+    x, y = (numbers(name, record) for name, record in records.items())
+    if x.shape != y.shape or not (x.ndim and x.size):
+        raise ValueError(
+            f"{' and '.join(records)} must be records of one shape, not empty, got {x.shape} and {y.shape}"
+        )
     return np.asarray(np.linalg.norm((x - y).reshape(len(x), -1), axis=1))
 
 
@@ -55,9 +64,9 @@ def relative_gap(a: ArrayLike, b: ArrayLike) -> float:
         ValueError: as in `gaps`, or a reading of `a` is zero.
 
     """
-    sizes = gaps(a, np.zeros_like(np.asarray(a, dtype=np.float64)))
+    sizes = gaps(a, np.zeros_like(numbers("a", a)))
     if (sizes == 0).any():
-        raise ValueError(f"a must not be zero, but is at reading {int((sizes == 0).argmax())}")
+        raise ValueError(f"a must not be zero, got 0 at reading {int((sizes == 0).argmax())}")
     return float((gaps(a, b) / sizes).max())
 
 
@@ -72,12 +81,14 @@ def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
         2.0
 
     """
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    xs, ys = numbers("x", x), numbers("y", y)
     if xs.shape != ys.shape or xs.ndim != 1:
         raise ValueError(f"x and y must be of one length, got shapes {xs.shape} and {ys.shape}")
     if len(xs) < 3 or not (np.isfinite(xs * ys).all() and min(xs.min(), ys.min()) > 0):
         values = f"got {xs.tolist()} and {ys.tolist()}"
         raise ValueError(f"x and y must hold at least three finite values > 0, {values}")
+    if xs.min() == xs.max():
+        raise ValueError(f"x must hold values that differ, got {xs.tolist()}")
     fit = linregress(np.log(xs), np.log(ys))
     return float(fit.slope), float(fit.stderr)
 
@@ -97,7 +108,7 @@ def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike) -> float:
         2.0
 
     """
-    unit = max_gap(a, twin)
+    unit = float(_gaps(a=a, twin=twin).max())
     if not unit > 0:
         raise ValueError(f"twin must differ from a by a rounding, got a distance of {unit}")
     return max_gap(a, b) / unit

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normcore.checks import checked_count, require_type
+from normcore.checks import checked_count, require_type, understood
 from normcore.equivalence.optimizer import ExpLR
 from normcore.norm_dynamics.rates import rates_of
 from normcore.norm_dynamics.readings import COLUMNS, Raw, Readings, columns_of
@@ -261,13 +260,14 @@ class NormMonitor:
             TypeError: it is no state.
 
         """
-        require_type("state", state, Mapping, "the state_dict of a NormMonitor")
-        if state.get("version") != 1:
-            raise ValueError(f"state must be of version 1, got {state.get('version')!r}")
-        if state.get("names") != self._names():
-            raise ValueError(f"state must be of the tensors {self._names()}, got {state.get('names')}")
-        self.steps = state["steps"]
-        self._readings.load(state)
+        with understood(state, "the state_dict of a NormMonitor"):
+            if state["version"] != 1:
+                raise ValueError(f"version must be 1, got {state['version']!r}")
+            if state["names"] != self._names():
+                raise ValueError(f"names must be those of the tensors, {self._names()}, got {state['names']}")
+            steps = checked_count("steps", state["steps"], least=0)
+            self._readings.load(state)
+        self.steps = steps
 
     def close(self) -> None:
         """Remove the hooks; what has been read can still be logged."""

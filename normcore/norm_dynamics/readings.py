@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normcore.checks import checked, numbers, require_type
 from normcore.norm_dynamics.equilibrium import equilibrium, half_chord_square
 from normcore.norm_dynamics.rates import Rates, intrinsic_lr, look_up
 from normcore.norm_dynamics.relaxation import time_to_equilibrium
@@ -21,6 +22,8 @@ ROWS = ("norm_before", "grad", "norm", "moved")
 """The squares kept of the last reading, in this order."""
 MEANS = ("moved", "expected", "signal")
 """Running means: |dw|^2, what it would be at equilibrium, and S = |g|^2 |w|^2 (AdamW: the squared update)."""
+KEPT = ("last", "sums", "weight")
+"""The tables of a state."""
 WAITING = 256
 """Raw readings that may wait."""
 
@@ -136,11 +139,21 @@ class Readings:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take them back."""
-        self.waiting = []
-        self.last, self.sums = self._on_device(state["last"]), self._on_device(state["sums"])
-        self.weight = self._on_device(state["weight"])
-        self.rates = tuple(None if rates is None else Rates(*rates) for rates in state["rates"])
+        """Take them back, all or none."""
+        last, sums, weight = (self._on_device(numbers(name, state[name])) for name in KEPT)
+        require_type("rates", state["rates"], list | tuple, "a list")
+        rates = tuple(None if rates is None else Rates(*rates) for rates in state["rates"])
+        shapes = last.shape, sums.shape, weight.shape
+        if shapes != (self.last.shape, self.sums.shape, self.weight.shape) or len(rates) not in (
+            0,
+            len(self.sizes),
+        ):
+            raise ValueError(f"{', '.join(KEPT)} must be of as many tensors, got shapes {shapes}")
+        if not bool(sums.isfinite().all() & weight.isfinite().all()):
+            raise ValueError("sums and weight must be finite, got NaN or infinity")
+        for values in filter(None, rates):
+            look_up(values.family), checked("rates", values[1:])
+        self.last, self.sums, self.weight, self.rates, self.waiting = last, sums, weight, rates, []
 
 
 @functools.lru_cache(maxsize=4096)

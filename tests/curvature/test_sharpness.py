@@ -72,9 +72,7 @@ def test_state_goes_on():
     resumed = SharpnessMonitor(mse_loss, batch)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     assert resumed(model) == whole(model) and resumed.last.matvecs <= 2
-    with pytest.raises(
-        ValueError, match=r"state must have the keys vector and readings, got none for \['vector'\]"
-    ):
+    with pytest.raises(ValueError, match="state must be the state_dict of a SharpnessMonitor, got .*vector"):
         resumed.load_state_dict({"readings": 1})
 
 

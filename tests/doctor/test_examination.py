@@ -531,7 +531,7 @@ def other():
         (
             {"loss_fn": lambda o, y: o},
             ValueError,
-            "loss_fn must give one finite number on the batch, got tensor",
+            "loss_fn must return one number, got shape",
         ),
         (
             {"optimizer": other()},

@@ -86,7 +86,7 @@ def test_names_and_properties():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: look_up("adam"), "optimizer must be one of .*, got 'adam'"),
+        (lambda: look_up("adam"), "rule must be one of .*, got 'adam'"),
         (lambda: UpdateRule(decoupled=True, degree=3), "degree must be 0, 1 or 2, got 3"),
         (lambda: UpdateRule(decoupled=False, degree=0), "degree must be 1 unless decoupled=True, got 0"),
     ],

@@ -235,7 +235,7 @@ def test_schedule_is_frozen():
         (
             dict(lr=[0.1], weight_decay=0.0, start="middle"),
             ValueError,
-            r"start must be 'zero' or 'stationary', got 'middle'",
+            r"start must be one of .*, got 'middle'",
         ),
         (
             dict(lr=[0.1], weight_decay=0.0, degree=0),

@@ -37,9 +37,9 @@ def test_slope():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gaps(A, B[:5]), r"a and b must be records of one shape, got \(6, 3, 4\) and"),
+        (lambda: gaps(A, B[:5]), r"a and b must be records of one shape, not empty, got \(6, 3, 4\) and"),
         (lambda: max_gap(1.0, 2.0), "a and b must be records of one shape"),
-        (lambda: relative_gap([1.0, 0.0], [1.0, 1.0]), "a must not be zero, but is at reading 1"),
+        (lambda: relative_gap([1.0, 0.0], [1.0, 1.0]), "a must not be zero, got 0 at reading 1"),
         (lambda: slope([1, 2], [1, 2]), "at least three finite values > 0"),
         (lambda: slope([1, 2, 3], [1, 0, 2]), "at least three finite values > 0"),
         (lambda: slope([1, 2, 3], [1, np.inf, 2]), "at least three finite values > 0"),

@@ -429,7 +429,9 @@ def test_state_goes_on(name):
     fresh = NormMonitor(optimizer, net)
     with pytest.raises(ValueError, match="version 1, got 2"):
         fresh.load_state_dict({**state, "version": 2})
-    with pytest.raises(ValueError, match=r"state must be of the tensors \['one.weight', .*got \['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"names must be those of the tensors, \['one.weight', .*got \['x'\]"
+    ):
         fresh.load_state_dict({**state, "names": ["x"]})
 
 

@@ -129,9 +129,6 @@ class Batches(Sequence[tuple[Tensor, Tensor]]):
     crop: int = 0
     flip: bool = False
 
-    def __post_init__(self) -> None:
-        checked_count("crop", self.crop, least=0)
-
     def __len__(self) -> int:
         return len(self.steps)
 

@@ -7,11 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from normcore.checks import checked, checked_count
+from normcore.checks import (
+    checked_count,
+    checked_number,
+    checked_seed,
+    require_device,
+    require_flags,
+    require_type,
+)
 from normcore.lab.data.batches import Batches, Draw
 from normcore.lab.data.sources import balanced, mean_and_sd, read
-
-LEAST_SEED = -(2**63)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,7 @@ class Dataset:
             True
 
         """
+        require_type("pixels", pixels, Tensor, "a tensor")
         if pixels.dtype != torch.uint8:
             return (pixels - self.mean) / self.sd
         return self._values.index_select(0, pixels.flatten().int()).view(pixels.shape)
@@ -97,14 +103,13 @@ class Dataset:
             [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
 
         """
-        kept: dict[str, Tensor] = {}
+        kept, seed = dict[str, Tensor](), checked_seed(seed)
         for part, size in (("train", train), ("test", test)):
             pixels, labels = getattr(self, f"pixels_{part}"), getattr(self, f"y_{part}")
             if size is None:
                 continue
             if checked_count(part, size) > len(labels):
                 raise ValueError(f"{part} must be <= {len(labels)}, got {size!r}")
-            seed = checked_count("seed", seed, least=LEAST_SEED)
             chosen = balanced(labels.cpu(), size, seed).to(labels.device)
             kept |= {f"pixels_{part}": pixels[chosen], f"y_{part}": labels[chosen]}
         return replace(self, **kept)  # type: ignore[arg-type]
@@ -146,10 +151,11 @@ class Dataset:
             1200
 
         """
-        if (crop or flip) and self.pixels_train.ndim != 4:
+        require_flags(replacement=replacement, flip=flip)
+        if (checked_count("crop", crop, least=0) or flip) and self.pixels_train.ndim != 4:
             shape = tuple(self.pixels_train.shape[1:])
             raise ValueError(f"crop and flip need images (C, H, W), got examples of shape {shape}")
-        seed = checked_count("seed", seed, least=LEAST_SEED)
+        seed = checked_seed(seed)
         draw = Draw(self.y_train, steps, batch_size, seed, replacement)
         parts = (self.pixels_train, self.y_train, self.standardise, draw)
         return Batches(*parts, range(steps), seed, crop, flip)
@@ -195,9 +201,11 @@ def load_dataset(
         Fashion-MNIST: arXiv 1708.07747; CIFAR: Krizhevsky 2009.
 
     """
-    raw = read(name, root, download, image_size)
+    require_type("dtype", dtype, torch.dtype, "a torch.dtype")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating one, got {dtype}")
+    require_device(device)
+    raw = read(name, root, download, image_size)
     mean, sd = mean_and_sd(raw.pixels_train, raw.white)
     kept = torch.uint8 if raw.pixels_train.dtype == torch.uint8 else dtype
     train, test = (pixels.to(kept).to(device) for pixels in (raw.pixels_train, raw.pixels_test))
@@ -228,10 +236,13 @@ def noisy_labels(y: Tensor, fraction: float, *, classes: int = 10, seed: int = 0
         True
 
     """
-    if checked("fraction", fraction, least=0.0) > 1:
+    require_type("y", y, Tensor, "a tensor")
+    if y.is_floating_point() or y.ndim != 1:
+        raise ValueError(f"y must be labels (N,), got {y.dtype} of shape {tuple(y.shape)}")
+    if checked_number("fraction", fraction, least=0.0) > 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction!r}")
     checked_count("classes", classes)
-    generator = torch.Generator().manual_seed(checked_count("seed", seed, least=LEAST_SEED))
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     chosen = torch.randperm(len(y), generator=generator)[: int(fraction * len(y))]
     drawn = torch.randint(classes, (len(chosen),), generator=generator)
     noisy = y.clone()

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
 
-from normcore.checks import checked_choice
+from normcore.checks import checked_choice, checked_count, require_flags, require_type
 
 DIGITS_TRAIN = 1200
 """Of the 1,797 digits; the other 597 are the test set."""
@@ -39,7 +39,11 @@ def read(name: str, root: str | Path | None, download: bool, image_size: int | N
     """The data set as it is stored."""
     made = {"digits": digits, "mnist1d": mnist1d}
     checked_choice("name", name, sorted([*made, *TORCHVISION, "image-folder"]))
-    if image_size is not None and (name != "image-folder" or image_size < 1):
+    require_type("root", root, str | Path | None, "a path or None")
+    require_flags(download=download)
+    if image_size is not None and (
+        checked_count("image_size", image_size, least=0) < 1 or name != "image-folder"
+    ):
         raise ValueError(f"image_size must be >= 1, and is for image-folder only, got {image_size!r}")
     if name in made:
         return made[name]()

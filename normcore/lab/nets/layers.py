@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from normcore.checks import checked, checked_choice, checked_count
+from normcore.checks import checked_choice, checked_number, checked_seed, require_flags, require_type
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def seeded(seed: int) -> Iterator[None]:
 
     Afterwards every generator is where it was. (torch.manual_seed would also start those of all GPUs anew.)
     """
-    generator = torch.Generator().manual_seed(checked_count("seed", seed, least=-(2**63)))
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     with torch.random.fork_rng(devices=()), torch.device("cpu"):
         torch.set_rng_state(generator.get_state())
         yield
@@ -29,7 +29,7 @@ def make_head(features: int, classes: int, kind: str) -> nn.Linear:
 
     Each row has (expected) length 1. The weights of a frame (`simplex_frame`) are float64 until the net takes its dtype.
     """
-    head = nn.Linear(features, checked_count("classes", classes), bias=False)
+    head = nn.Linear(features, classes, bias=False)
     nn.init.normal_(head.weight, std=features**-0.5)
     if kind == "etf":
         head.weight = nn.Parameter(simplex_frame(classes, features))
@@ -162,8 +162,6 @@ def weight_layer(
         ValueError: there are fewer than two weights to standardise, or the kernel is even.
 
     """
-    for name, value in (("input size", fan_in), ("width", width), ("kernel", kernel), ("stride", stride)):
-        checked_count(name, value)
     if kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, got {kernel}")
     standardise = norm == WEIGHT_STANDARDISED
@@ -205,15 +203,22 @@ def norm_layer(kind: str, channels: int, *, dims: int, affine: bool, eps: float)
     raise ValueError(f"norm must be {known}, got {kind!r}")
 
 
-def checked_eps(
-    eps: float | None, norm: str, dtype: torch.dtype, head: str, activation: str = "relu"
-) -> float:
-    """Refuse unknown names; the eps, by default the smallest torch takes: a tiny one for batch and instance norm, 0 for others."""
-    if head not in ("frozen", "etf", "trained"):
-        raise ValueError(f"head must be 'frozen', 'etf' or 'trained', got {head!r}")
-    checked_choice("activation", activation, sorted(ACTIVATIONS))
+def require_precision(dtype: torch.dtype) -> None:
+    """Raise TypeError or ValueError unless this is float32 or float64."""
+    require_type("dtype", dtype, torch.dtype, "a torch.dtype")
     if dtype not in SMALLEST_EPS:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
+def checked_eps(
+    eps: float | None, norm: str, dtype: torch.dtype, head: str, affine: bool, activation: str = "relu"
+) -> float:
+    """Refuse unknown names; the eps, by default the smallest torch takes: a tiny one for batch and instance norm, 0 for others."""
+    checked_choice("head", head, ("frozen", "etf", "trained"))
+    checked_choice("activation", activation, sorted(ACTIVATIONS))
+    require_type("norm", norm, str, "a word")
+    require_flags(affine=affine)
+    require_precision(dtype)
     if eps is None:
         return SMALLEST_EPS[dtype] if norm in ("batch", "instance") else 0.0
-    return float(checked("eps", eps, least=0.0))
+    return checked_number("eps", eps, least=0.0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normcore.checks import checked_count, checked_counts
 from normcore.lab.nets.layers import ACTIVATIONS, checked_eps, make_head, norm_layer, seeded, weight_layer
 
 
@@ -48,9 +49,9 @@ def mlp(
         [(16, 64)]
 
     """
-    eps = checked_eps(eps, norm, dtype, head, activation)
+    eps, sizes = checked_eps(eps, norm, dtype, head, affine, activation), checked_counts("sizes", sizes)
     if len(sizes) < 3:
-        raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {tuple(sizes)}")
+        raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {sizes}")
     with seeded(seed):
         layers = _layers(norm, 0, itertools.pairwise(sizes[:-1]), activation, affine, eps)
         return nn.Sequential(nn.Flatten(), *layers, make_head(sizes[-2], sizes[-1], head)).to(dtype)
@@ -126,10 +127,14 @@ def _conv_net(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    eps = checked_eps(eps, norm, dtype, head, activation)
-    strides = [1] + [2] * (len(channels) - 1) if strides is None else strides
+    """The layers of a convolutional net, for images or for signals."""
+    eps = checked_eps(eps, norm, dtype, head, affine, activation)
+    channels, default = checked_counts("channels", channels), [1, *[2] * (len(channels) - 1)]
+    strides = checked_counts("strides", default if strides is None else strides)
+    for name, count in (("kernel", kernel), ("classes", classes), ("in_channels", in_channels)):
+        checked_count(name, count)
     if not channels or len(strides) != len(channels):
-        raise ValueError(f"strides must hold one for each of {len(channels)} channels, got {strides}")
+        raise ValueError(f"channels and strides must be as many, and some, got {channels} and {strides}")
     with seeded(seed):
         inputs, kernels = [in_channels, *channels[:-1]], [kernel] * len(channels)
         shapes = zip(inputs, channels, kernels, strides, strict=True)

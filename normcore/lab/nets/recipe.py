@@ -84,6 +84,7 @@ def make_scale_invariant(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> 
     Source: the recipe is that of Li, Lyu & Arora (2020), arXiv 2010.02916; the measurement is ours.
 
     """
+    require_type("model", model, nn.Module, "a torch.nn.Module")
     require_type("inputs", inputs, Tensor, "a tensor")
     if not _trained(model):
         raise ValueError("model must have a trained parameter, got none")

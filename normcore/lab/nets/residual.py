@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from normcore.checks import checked_count
+from normcore.checks import checked_count, require_flags
 from normcore.lab.nets.layers import checked_eps, make_head, norm_layer, seeded, weight_layer
 
 MakeNorm = Callable[[int], nn.Module]
@@ -122,9 +122,12 @@ def _residual_net(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    if depth < 8 or (depth - 2) % 6:
+    for name, count in (("width", width), ("classes", classes), ("in_channels", in_channels)):
+        checked_count(name, count)
+    require_flags(norm_shortcut=norm_shortcut)
+    if checked_count("depth", depth) < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth!r}")
-    small = checked_eps(eps, norm, dtype, head)
+    small = checked_eps(eps, norm, dtype, head, affine)
     pre = block is PreActivationBlock
 
     def make_norm(channels: int) -> nn.Module:
@@ -230,6 +233,7 @@ def transformer(
     counts = {"dim": dim, "blocks": blocks, "heads": heads, "pixels": pixels, "classes": classes}
     for name, count in counts.items():
         checked_count(name, count)
+    require_flags(qk_norm=qk_norm)
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads={heads}, got {dim!r}")
     with seeded(seed):

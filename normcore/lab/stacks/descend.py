@@ -1,7 +1,7 @@
-"""One descent for many nets side by side; a run that diverges stops where it is, and the others go on."""
+"""One descent for many nets side by side, and their losses; a run that diverges stops, and the others go on."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,24 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from normcore.checks import FloatArray, checked, checked_count
+from normcore.checks import (
+    FloatArray,
+    checked,
+    checked_count,
+    checked_seed,
+    require_examples,
+    require_flags,
+    require_type,
+    said,
+)
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
-from normcore.lab.stacks.stack import Stack, StackLoss, StackProbe, default_loss
-from normcore.lab.training.history import Record
+from normcore.lab.stacks.stack import Stack, StackProbe, require_stack
+from normcore.lab.training.history import Record, require_probes
+
+StackLoss = Callable[[Tensor, Tensor], Tensor]
 
 GIVE_UP = 1e6
 """The largest loss of a run, in units of its first one, or of 1 where that is less. The catapult's own peak is about
@@ -85,7 +97,14 @@ def descend(
         [None, 1]
 
     """
+    require_stack("stack", stack)
+    if not isinstance(data, Dataset) and not (isinstance(data, tuple | list) and len(data) == 2):
+        raise TypeError(f"data must be a Dataset or a pair (x, y), got {said(data)}")
     x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else data
+    require_examples(x, y, " of data")
+    require_type("loss_fn", loss_fn, Callable | None, "a function or None")
+    require_probes(probes)
+    require_flags(replacement=replacement)
     checked_count("steps", steps), checked_count("every", every)
     rates, decays = _table("lr", lr, stack, steps), _table("weight_decay", weight_decay, stack, steps)
     batches = _batches(x, y, stack.runs, batch_size, replacement, seeds)
@@ -155,13 +174,13 @@ def _batches(
         return
     if checked_count("batch_size", batch_size) > len(x) and not replacement:
         raise ValueError(f"batch_size must be <= {len(x)} without replacement, got {batch_size!r}")
-    given: Any = range(runs) if seeds is None else seeds
-    common = isinstance(given, int | np.integer)
-    own = [given] if common else list(given)
+    common = isinstance(seeds, int | np.integer)
+    own: Any = [seeds] if common else range(runs) if seeds is None else seeds
+    require_type("seeds", own, Sequence | np.ndarray, "one seed or a list of them")
     if not common and len(own) != runs:
         raise ValueError(f"seeds must hold one for each of {runs} runs, got {len(own)}")
     # on the CPU: the same for all devices
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in own]
+    generators = [torch.Generator().manual_seed(checked_seed(seed, "seeds")) for seed in own]
     x, fit = x.reshape(len(x), -1), len(x) // batch_size  # rows are gathered faster than images
     while True:
         if replacement:
@@ -185,3 +204,70 @@ def _reading(name: str, value: Tensor, runs: int) -> FloatArray:
 def _numbers(values: Tensor) -> FloatArray:
     """Values as an array: here, and nowhere else, they leave their device."""
     return values.detach().cpu().numpy().astype(np.float64)
+
+
+def stack_loss_on(x: Tensor, y: Tensor, loss_fn: StackLoss | None = None) -> StackProbe:
+    """Make a probe: the loss of each run on fixed inputs (N, ...), (R,); y and loss_fn as in `descend`."""
+    require_examples(x, y)
+    require_type("loss_fn", loss_fn, Callable | None, "a function or None")
+    loss_of = loss_fn or default_loss(y)
+    return lambda stack: loss_of(stack(x, own=False), y).detach()
+
+
+def default_loss(y: Tensor) -> StackLoss:
+    """The loss that fits the targets: `half_mse` for floats, `softmax_loss` for integer labels."""
+    return half_mse if y.is_floating_point() else softmax_loss
+
+
+def half_mse(output: Tensor, y: Tensor) -> Tensor:
+    """Return 1/(2B) sum of (f - y)^2 for each run, (R,): outputs f (R, B, K), targets (B, K) or each run's (R, B, K).
+
+    Raises:
+        ValueError: y has another shape.
+
+    Example:
+        >>> half_mse(torch.zeros(2, 3, 1), torch.ones(3, 1))
+        tensor([0.5000, 0.5000])
+
+    """
+    require_outputs(output, y)
+    return (output - _targets(y, output.shape)).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
+
+
+def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each run, (R,), for outputs (R, B, K).
+
+    Targets are integer labels (B,) or probabilities (B, K), or each run's own with an axis R before.
+
+    Raises:
+        ValueError: y has another shape.
+
+    Example:
+        >>> softmax_loss(torch.zeros(2, 3, 10), torch.tensor([1, 2, 3])).exp()
+        tensor([10., 10.])
+
+    """
+    require_outputs(output, y)
+    target = _targets(y, output.shape if y.is_floating_point() else output.shape[:2])
+    try:
+        each = cross_entropy(output.flatten(0, 1), target.flatten(0, 1), reduction="none")
+    except IndexError as error:  # on a GPU it would cost a look at the labels
+        raise ValueError(f"y must hold labels 0 ... {output.shape[2] - 1}, got others: {error}") from error
+    return each.view(output.shape[:2]).mean(dim=1)
+
+
+def require_outputs(output: Any, y: Any) -> None:
+    """Raise TypeError or ValueError unless these are tensors, the first (R, B, K) with B >= 1."""
+    require_type("output", output, Tensor, "a tensor")
+    require_type("y", y, Tensor, "a tensor")
+    if output.ndim != 3 or not output.numel():
+        raise ValueError(f"output must have shape (R, B, K), got {tuple(output.shape)}")
+
+
+def _targets(y: Tensor, shape: torch.Size) -> Tensor:
+    """The targets of each run."""
+    if y.shape == shape:
+        return y
+    if y.shape != shape[1:]:
+        raise ValueError(f"y must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(y.shape)}")
+    return y.expand(shape)

@@ -7,18 +7,27 @@ a step is overhead, and one batched product for all runs pays it once.
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, layer_norm
+from torch.nn.functional import layer_norm
 
-from normcore.checks import checked_choice
-from normcore.lab.nets.layers import ACTIVATIONS, checked_eps
+from normcore.checks import (
+    checked_choice,
+    checked_count,
+    checked_counts,
+    checked_number,
+    checked_seed,
+    real_tensor,
+    require_examples,
+    require_flags,
+    require_type,
+)
+from normcore.lab.nets.layers import ACTIVATIONS, SMALLEST_EPS, require_precision
 
 StackProbe = Callable[[Any], Tensor]
-StackLoss = Callable[[Tensor, Tensor], Tensor]
 
 DEFAULTS = {"standard": ("layer", "leaky_relu"), "ntk": ("none", "relu")}
 """Parametrization -> its norm and activation."""
@@ -79,19 +88,24 @@ class Stack(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        checked_choice("parametrization", parametrization, list(DEFAULTS))
-        norm, activation = norm or DEFAULTS[parametrization][0], activation or DEFAULTS[parametrization][1]
-        checked_choice("norm", norm, ["layer", "batch", "none"])
+        defaults = DEFAULTS[checked_choice("parametrization", parametrization, sorted(DEFAULTS))]
+        norm = checked_choice("norm", defaults[0] if norm is None else norm, ("layer", "batch", "none"))
+        activation = defaults[1] if activation is None else activation
+        checked_choice("activation", activation, sorted(ACTIVATIONS))
+        require_flags(shared_head=shared_head, antisymmetric=antisymmetric)
+        require_precision(dtype)
+        sizes, head_scale = checked_counts("sizes", sizes), checked_number("head_scale", head_scale)
         if len(sizes) < 3:
-            raise ValueError(f"sizes must be (inputs, hidden, ..., outputs), got {tuple(sizes)}")
-        if not len(seeds):
+            raise ValueError(f"sizes must be (inputs, hidden, ..., outputs), got {sizes}")
+        require_type("seeds", seeds, Iterable, "a list of seeds")
+        seeds = [checked_seed(seed, "seeds") for seed in seeds]
+        if not seeds:
             raise ValueError("seeds must name at least one run, got none")
         if antisymmetric and sizes[-2] % 2:
             raise ValueError(f"sizes must have an even last width to be antisymmetric, got {sizes[-2]}")
-        self.eps = checked_eps(None, "batch", dtype, "frozen", activation)
-        self.norm, self.activation = norm, ACTIVATIONS[activation]()
+        self.norm, self.activation, self.eps = norm, ACTIVATIONS[activation](), SMALLEST_EPS[dtype]
         self.gain = GAINS[activation] if parametrization == "ntk" else None
-        drawn = [_draw(sizes, int(seed), dtype) for seed in seeds]
+        drawn = [_draw(sizes, seed, dtype) for seed in seeds]
         layers = [torch.stack(layer) for layer in zip(*drawn, strict=True)]
         if self.gain is None:
             layers = [w / math.sqrt(w.shape[1]) for w in layers]
@@ -137,6 +151,13 @@ class Stack(nn.Module):
         return enters, leaves
 
     def _rows(self, x: Tensor, own: bool | None) -> Tensor:
+        """The inputs as (R, B, inputs)."""
+        require_type("x", x, Tensor, "a tensor")
+        require_type("own", own, bool | None, "a bool or None")
+        if x.dtype != self.weights[0].dtype or not x.numel():
+            raise ValueError(
+                f"x must be {self.weights[0].dtype} and not empty, got {x.dtype} of {tuple(x.shape)}"
+            )
         runs, inputs = self.weights[0].shape[:2]
         common_fits = x.ndim > 1 and x.shape[1:].numel() == inputs
         own_fits = x.ndim > 2 and len(x) == runs and x.shape[2:].numel() == inputs
@@ -159,7 +180,10 @@ class Stack(nn.Module):
 
     def take(self, runs: Sequence[int]) -> "Stack":
         """Copy some of the runs, repeats allowed: `take([0, 0, 1])` makes two arms of the first."""
-        index = torch.as_tensor(list(runs), device=self.weights[0].device)
+        chosen = checked_counts("runs", runs, least=0)
+        if not chosen or max(chosen) >= self.runs:
+            raise ValueError(f"runs must be some of 0 ... {self.runs - 1}, got {chosen}")
+        index = torch.tensor(chosen, device=self.weights[0].device)
         part = copy.deepcopy(self)
         part.weights = nn.ParameterList([w.detach()[index] for w in self.weights])
         part.head = None if self.head is None else self.head[index]
@@ -173,6 +197,7 @@ class Stack(nn.Module):
             ValueError: `vectors` has not the shape of `stack_weights`.
 
         """
+        require_type("vectors", vectors, Tensor, "a tensor")
         need = tuple(stack_weights(self).shape)
         if tuple(vectors.shape) != need:
             raise ValueError(f"vectors must have shape {need}, got {tuple(vectors.shape)}")
@@ -185,9 +210,17 @@ class Stack(nn.Module):
     @torch.no_grad()
     def scale_(self, factor: float | Tensor) -> "Stack":
         """Multiply all trained weights, by one factor or one for each run, and return the stack itself."""
+        each = real_tensor("factor", factor)
+        if each.shape not in ((), (self.runs,)):
+            raise ValueError(f"factor must be a number or {self.runs} of them, got shape {tuple(each.shape)}")
         for w in self.weights:
-            w.mul_(torch.as_tensor(factor, dtype=w.dtype, device=w.device).reshape(-1, 1, 1))
+            w.mul_(each.to(w).reshape(-1, 1, 1))
         return self
+
+
+def require_stack(name: str, value: Any) -> None:
+    """Raise TypeError unless this is a `Stack`."""
+    require_type(name, value, Stack, "a Stack")
 
 
 def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
@@ -199,6 +232,7 @@ def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
 @torch.no_grad()
 def stack_weights(stack: Stack) -> Tensor:
     """Each run's trained weights as one vector, (R, n): a probe for `descend`."""
+    require_stack("stack", stack)
     return torch.cat([w.flatten(1) for w in stack.weights], dim=1)
 
 
@@ -211,64 +245,15 @@ def stack_norms(stack: Stack) -> Tensor:
 @torch.no_grad()
 def stack_predictions(stack: Stack, x: Tensor) -> Tensor:
     """The label that each run gives to each input (N, ...), (R, N)."""
+    require_stack("stack", stack)
     output: Tensor = stack(x, own=False)
     return output.argmax(dim=2)
 
 
 def stack_accuracy_on(x: Tensor, y: Tensor) -> StackProbe:
     """Make a probe: the accuracy of each run on fixed inputs (N, ...) with labels (N,), (R,) float64."""
+    require_examples(x, y)
     return lambda stack: (stack_predictions(stack, x) == y).double().mean(dim=1)
-
-
-def stack_loss_on(x: Tensor, y: Tensor, loss_fn: StackLoss | None = None) -> StackProbe:
-    """Make a probe: the loss of each run on fixed inputs (N, ...), (R,); y and loss_fn as in `descend`."""
-    loss_of = loss_fn or default_loss(y)
-    return lambda stack: loss_of(stack(x, own=False), y).detach()
-
-
-def default_loss(y: Tensor) -> StackLoss:
-    """The loss that fits the targets: `half_mse` for floats, `softmax_loss` for integer labels."""
-    return half_mse if y.is_floating_point() else softmax_loss
-
-
-def half_mse(output: Tensor, y: Tensor) -> Tensor:
-    """Return 1/(2B) sum of (f - y)^2 for each run, (R,): outputs f (R, B, K), targets (B, K) or each run's (R, B, K).
-
-    Raises:
-        ValueError: y has another shape.
-
-    Example:
-        >>> half_mse(torch.zeros(2, 3, 1), torch.ones(3, 1))
-        tensor([0.5000, 0.5000])
-
-    """
-    return (output - _targets(y, output.shape)).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
-
-
-def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each run, (R,), for outputs (R, B, K).
-
-    Targets are integer labels (B,) or probabilities (B, K), or each run's own with an axis R before.
-
-    Raises:
-        ValueError: y has another shape.
-
-    Example:
-        >>> softmax_loss(torch.zeros(2, 3, 10), torch.tensor([1, 2, 3])).exp()
-        tensor([10., 10.])
-
-    """
-    target = _targets(y, output.shape if y.is_floating_point() else output.shape[:2])
-    each = cross_entropy(output.flatten(0, 1), target.flatten(0, 1), reduction="none")
-    return each.view(output.shape[:2]).mean(dim=1)
-
-
-def _targets(y: Tensor, shape: torch.Size) -> Tensor:
-    if y.shape == shape:
-        return y
-    if y.shape != shape[1:]:
-        raise ValueError(f"y must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(y.shape)}")
-    return y.expand(shape)
 
 
 def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
@@ -284,8 +269,11 @@ def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
         torch.Size([1, 8, 8])
 
     """
+    require_stack("nets", nets)
     if nets.norm == "batch":
-        raise ValueError("nets must not have norm 'batch', which couples the inputs of a batch")
+        raise ValueError(
+            "nets must not have norm 'batch', which couples the inputs of a batch, got one that has"
+        )
     enters, leaves = nets.layers(x)
     outputs, trained = leaves[-1], range(len(nets.weights))
     runs, m, classes = outputs.shape
@@ -319,11 +307,15 @@ def top_eigenpair(kernel: Tensor, iterations: int = 60) -> tuple[Tensor, Tensor]
         [3.0, 3.0]
 
     """
+    require_type("kernel", kernel, Tensor, "a tensor")
+    if kernel.ndim != 3 or kernel.shape[1] != kernel.shape[2] or not kernel.numel():
+        raise ValueError(f"kernel must have shape (R, N, N), got {tuple(kernel.shape)}")
+    checked_count("iterations", iterations)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(kernel.shape[-1], 1, generator=generator, dtype=kernel.dtype)
     vector = start.to(kernel.device).expand(len(kernel), -1, -1)
     for _ in range(iterations):
         vector = torch.bmm(kernel, vector)
-        vector = vector / vector.norm(dim=1, keepdim=True)
+        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(SMALLEST_EPS[kernel.dtype])
     value = (vector * torch.bmm(kernel, vector)).sum(dim=(1, 2))
     return value, vector[:, :, 0]

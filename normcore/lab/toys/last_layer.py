@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from normcore.checks import FloatArray, checked, checked_choice, checked_count, require
+from normcore.checks import (
+    FloatArray,
+    checked,
+    checked_choice,
+    checked_count,
+    checked_number,
+    require,
+    require_type,
+)
 from normcore.lab.measure import first_nan
 
 NORMS = ["batch", "none", "sphere"]
@@ -82,11 +90,12 @@ def toy(
 
     """
     checked_choice("norm", norm, NORMS)
-    checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0)
+    lr = checked_number("lr", lr, above=0)
+    weight_decay = checked_number("weight_decay", weight_decay, least=0)
     require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
     checked_count("steps", steps), checked_count("runs", runs)
     checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(checked_count("seed", seed, least=0))
     w = _start(rng, dim, runs, start_norm)
     norms, errors = np.empty((steps + 1, runs)), np.empty((steps + 1, runs))
     with np.errstate(over="ignore", invalid="ignore"):  # a run that leaves the floats goes alone
@@ -140,9 +149,9 @@ def _start(rng: np.random.Generator, dim: int, runs: int, start_norm: ArrayLike 
     if start_norm is None:
         w = np.stack([rng.standard_normal(runs), np.sqrt(rng.chisquare(dim - 1, runs))])
         return np.asarray(w / np.hypot(*w))
-    size = np.asarray(start_norm, dtype=np.float64)
-    if size.shape not in ((), (runs,)) or not (np.isfinite(size).all() and (size > 0).all()):
-        raise ValueError(f"start_norm must be > 0, one or {runs} of them, got {start_norm!r}")
+    size = checked("start_norm", start_norm, above=0)
+    if size.shape not in ((), (runs,)):
+        raise ValueError(f"start_norm must be one number or {runs} of them, got shape {size.shape}")
     return np.stack([np.broadcast_to(size, runs), np.zeros(runs)])
 
 
@@ -157,7 +166,8 @@ def escape_steps(run: ToyRun, epsilon: float) -> FloatArray:
         [2.0]
 
     """
-    above = run.error > epsilon / math.pi
+    require_type("run", run, ToyRun, "a ToyRun")
+    above = run.error > checked_number("epsilon", epsilon, above=0) / math.pi
     never = np.where(np.isnan(run.error[-1]), np.nan, np.inf)
     return np.where(above.any(axis=0), above.argmax(axis=0), never)
 
@@ -201,9 +211,17 @@ def theorem_3_1_bound(
         the constants 64 and 9 are not, and are only held against simulations.
 
     """
-    checked("lr", lr, above=0), checked("epsilon", epsilon, above=0), checked("norm", norm, above=0)
-    checked("dim", dim, above=2), checked("batch_size", batch_size, above=0)
-    if not 0 < delta <= 1:
+    given = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "epsilon": epsilon,
+        "norm": norm,
+        "batch_size": batch_size,
+    }
+    for name, value in given.items():
+        checked_number(name, value, above=0)
+    checked_number("dim", dim, above=2)
+    if checked_number("delta", delta, above=0) > 1:
         raise ValueError(f"delta must be in (0, 1], got {delta!r}")
     rate = lr * weight_decay - 2 * epsilon**2
     if not rate > 0:

@@ -21,7 +21,16 @@ import torch
 import torchsde
 from torch import Tensor
 
-from normcore.checks import FloatArray, checked, checked_choice
+from normcore.checks import (
+    FloatArray,
+    checked_choice,
+    checked_count,
+    checked_counts,
+    checked_number,
+    real_tensor,
+    require_device,
+    require_type,
+)
 from normcore.lab.measure import first_nan
 
 Loss = Callable[[Tensor], Tensor]
@@ -162,8 +171,17 @@ def brownian_path(
         True
 
     """
-    options = {"dtype": dtype, "device": device, "entropy": seed, "cache_size": None}
-    return torchsde.BrownianInterval(0.0, float(steps), size=shape, **options)
+    length = float(checked_count("steps", steps))
+    if len(checked_counts("shape", shape)) != 2:
+        raise ValueError(f"shape must be (runs, k), got {tuple(shape)}")
+    require_type("dtype", dtype, torch.dtype, "a torch.dtype")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating one, got {dtype}")
+    require_device(device)
+    checked_count("seed", seed, least=0)
+    return torchsde.BrownianInterval(
+        0.0, length, size=shape, dtype=dtype, device=device, entropy=seed, cache_size=None
+    )
 
 
 def simulate_sde(
@@ -210,7 +228,10 @@ def simulate_sde(
     Source: Li, Lyu & Arora (2020), arXiv 2010.02916; integrated by torchsde, Li et al. (2020), arXiv 2001.01328.
 
     """
+    require_type("start", start, Tensor, "a tensor")
     start = torch.atleast_2d(start.detach())
+    require_type("path", path, Callable | None, "a brownian_path or None")
+    checked_count("seed", seed, least=0)
     _check(start, loss, steps, form, dt, every)
     rates = _rate("lr", lr, above=0.0), _rate("weight_decay", weight_decay, least=0.0)
     system = FORMS[form](loss, _factor(noise, start), *rates)
@@ -230,15 +251,15 @@ def simulate_sde(
 
 def _rate(name: str, rate: float | Rate, **limits: float) -> Rate:
     if callable(rate):
-        return lambda t: float(rate(float(t)))
-    fixed = float(checked(name, rate, **limits))
+        return lambda t: checked_number(f"{name}(t)", rate(float(t)), **limits)
+    fixed = checked_number(name, rate, **limits)
     return lambda t: fixed
 
 
 def _factor(noise: Any, start: Tensor) -> Factor:
     if callable(noise):
         return noise  # type: ignore[no-any-return]
-    a, dim = torch.as_tensor(noise, dtype=start.dtype), start.shape[1]
+    a, dim = real_tensor("noise", noise).to(start.dtype), start.shape[1]
     if a.ndim == 0:
         a = a * torch.eye(dim, dtype=a.dtype, device=a.device)
     if a.ndim != 2 or a.shape[0] != dim or not torch.isfinite(a).all():
@@ -248,13 +269,20 @@ def _factor(noise: Any, start: Tensor) -> Factor:
 
 
 def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, every: int) -> None:
-    if start.ndim != 2 or start.shape[1] < 2 or not (start.norm(dim=1) > 0).all():
-        need = "non-zero weights of shape (runs, d >= 2)"
+    if not start.is_floating_point():
+        raise ValueError(f"start must be of floating-point numbers, got {start.dtype}")
+    if (
+        start.ndim != 2
+        or start.shape[1] < 2
+        or not ((length := start.norm(dim=1)) > 0).all() & length.isfinite().all()
+    ):
+        need = "non-zero, finite weights of shape (runs, d >= 2)"
         raise ValueError(f"start must be {need}, got shape {tuple(start.shape)}")
     checked_choice("form", form, sorted(FORMS))
-    if steps < 1 or every < 1 or steps % every:
-        raise ValueError(f"every must be >= 1 and divide steps >= 1, got every={every!r}, steps={steps!r}")
-    if not 0 < dt <= 1 or abs(round(1 / dt) * dt - 1) > 1e-12:
+    require_type("loss", loss, Callable | None, "a function or None")
+    if checked_count("steps", steps) % checked_count("every", every):
+        raise ValueError(f"every must divide steps, got every={every!r}, steps={steps!r}")
+    if checked_number("dt", dt, above=0) > 1 or abs(round(1 / dt) * dt - 1) > 1e-12:
         raise ValueError(f"dt must be 1/n with an integer n, got {dt!r}")
     if loss is None:
         return

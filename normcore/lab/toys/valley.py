@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from normcore.checks import FloatArray, checked, checked_count, require
+from normcore.checks import FloatArray, checked, checked_count, checked_number, numbers, require
 
 RANGE = 1e-150, 1e150
 """Where the square of x^2 + y^2 is a number."""
@@ -68,9 +68,16 @@ def valley(
     Source: the toy of Li, Lyu & Arora (2020), arXiv 2010.02916, as their talks show it.
 
     """
-    checked("lr", lr, above=0), checked("weight_decay", weight_decay, least=0), checked_count("steps", steps)
+    lr, weight_decay = (
+        checked_number("lr", lr, above=0),
+        checked_number("weight_decay", weight_decay, least=0),
+    )
+    checked_count("steps", steps)
     require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
-    x, y = (float(value) for value in start)
+    point = checked("start", start)
+    if point.shape != (2,):
+        raise ValueError(f"start must be two numbers (x, y), got shape {point.shape}")
+    x, y = point.tolist()
     if not RANGE[0] < x * x + y * y < RANGE[1]:
         raise ValueError(f"start must have x^2 + y^2 in {RANGE}, got {start!r}")
     keep, path = 1 - lr * weight_decay, [(x, y)]
@@ -98,8 +105,9 @@ def spikes(loss: FloatArray, rise: float = 2.0) -> NDArray[np.int64]:
         array([2, 6])
 
     """
-    if not rise > 1:
-        raise ValueError(f"rise must be > 1, got {rise!r}")
+    rise, loss = checked_number("rise", rise, above=1), numbers("loss", loss)
+    if loss.ndim != 1:
+        raise ValueError(f"loss must have shape (T,), got {loss.shape}")
     found, trough, peak = list[int](), np.inf, None
     for t, value in enumerate(loss.tolist()):
         if peak is not None:

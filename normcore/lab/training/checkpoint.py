@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from normcore.checks import require_type
 from normcore.files import atomic_write
 from normcore.lab.training.history import Recorder
 from normcore.lab.training.processes import from_main, is_main
@@ -40,6 +41,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> Path:
         {'step': 3}
 
     """
+    require_type("path", path, str | Path, "a path")
+    require_type("state", state, Mapping, "a dict")
     file = io.BytesIO()
     torch.save(dict(state), file)
     return atomic_write(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
@@ -53,6 +56,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: the file is no checkpoint, or damaged by as much as a bit.
 
     """
+    require_type("path", path, str | Path, "a path")
     try:
         content = Path(path).read_bytes()
         content, digest = content[:-DIGEST], content[-DIGEST:]

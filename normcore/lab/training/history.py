@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normcore.checks import require_type
 from normcore.lab.training.processes import mean_over_ranks
 
 Probe = Callable[[nn.Module], Tensor | float]
@@ -46,6 +47,13 @@ class History(Record):
     """
 
     diverged_at: int | None = None
+
+
+def require_probes(probes: Any) -> None:
+    """Raise TypeError unless these are functions by name, or None."""
+    require_type("probes", probes, Mapping | None, "a dict of functions or None")
+    for name, probe in (probes or {}).items():
+        require_type(f"probes[{name!r}]", probe, Callable, "a function")
 
 
 class Recorder:

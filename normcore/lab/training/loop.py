@@ -5,7 +5,7 @@ fast is measured by a twin, the same run started one rounding error away.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -17,13 +17,22 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from normcore.checks import checked, checked_count
+from normcore.checks import (
+    checked,
+    checked_count,
+    checked_number,
+    checked_pair,
+    checked_seed,
+    require_flags,
+    require_type,
+)
 from normcore.equivalence.optimizer import ExpLR
 from normcore.equivalence.schedule import EquivalentSchedule, follow
 from normcore.lab.training.checkpoint import RunState
-from normcore.lab.training.history import History, Probe, Recorder
+from normcore.lab.training.history import History, Probe, Recorder, require_probes
 from normcore.lab.training.probes import direction, trainable
 from normcore.lab.training.processes import is_main
 
@@ -102,6 +111,25 @@ def train(
         (30, 31, True)
 
     """
+    for name, value, kind, what in (
+        ("model", model, nn.Module, "a torch.nn.Module"),
+        ("optimizer", optimizer, Optimizer, "a torch optimizer"),
+        ("batches", batches, Sized, "a sequence of pairs (x, y)"),
+        ("loss_fn", loss_fn, Callable, "a function"),
+        ("schedule", schedule, EquivalentSchedule | None, "an EquivalentSchedule or None"),
+        ("before_step", before_step, Callable | None, "a function or None"),
+        ("scheduler", scheduler, LRScheduler | None, "a torch scheduler or None"),
+        ("exp_lr", exp_lr, ExpLR | None, "an ExpLR or None"),
+        ("autocast", autocast, torch.dtype | None, "a torch.dtype or None"),
+        ("compile", compile, bool | str, "a bool or a mode of torch.compile"),
+        ("checkpoint", checkpoint, str | Path | None, "a path or None"),
+        ("progress", progress, bool | None, "a bool or None"),
+    ):
+        require_type(name, value, kind, what)
+    if autocast is not None and not autocast.is_floating_point:
+        raise ValueError(f"autocast must be a floating-point dtype, got {autocast}")
+    require_probes(probes)
+    require_flags(channels_last=channels_last)
     steps, every = len(batches), checked_count("every", every)
     checkpoint_every = checked_count("checkpoint_every", checkpoint_every)
     if schedule is not None and schedule.steps < steps:
@@ -128,7 +156,7 @@ def train(
             recorder.read(t)
         if saving is not None:
             saving.save(t)
-        x, y = batches[t]
+        x, y = checked_pair(batches[t], f"batches[{t}]")
         optimizer.zero_grad()
         with nullcontext() if autocast is None else torch.autocast(x.device.type, dtype=autocast):
             loss = loss_fn(forward(x), y)
@@ -155,7 +183,12 @@ def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Call
     """The forward pass, compiled or not, in the chosen memory format, which only images have."""
     forward: Callable[[Tensor], Tensor] = model
     if compile is not False:
-        forward = torch.compile(model, mode=None if compile is True else compile)
+        try:
+            forward = torch.compile(model, mode=None if compile is True else compile)
+        except RuntimeError as error:
+            raise ValueError(
+                f"compile must be a bool or a mode of torch, got {compile!r}: {error}"
+            ) from error
     if not channels_last:
         return forward
     model.to(memory_format=torch.channels_last)
@@ -222,7 +255,13 @@ def run(
         True
 
     """
+    require_type("net", net, nn.Module | Callable, "a torch.nn.Module or a function that makes one")
+    require_type("batches", batches, Sized, "a sequence of pairs (x, y)")
+    require_flags(nesterov=nesterov)
+    checked_number("dampening", dampening, least=0.0, below=1.0)
     values = _for_each_step(len(batches), schedule, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    if nesterov and (dampening or not values["momentum"].max()):
+        raise ValueError(f"nesterov must be False without momentum or with dampening, got {nesterov}")
     model = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     optimizer = torch.optim.SGD(
         trainable(model),
@@ -249,14 +288,16 @@ def _for_each_step(
 ) -> dict[str, NDArray[np.float64]]:
     if not steps:
         raise ValueError("batches must hold at least one, got none")
+    require_type("schedule", schedule, EquivalentSchedule | None, "an EquivalentSchedule or None")
     if schedule is not None:
         excess = [name for name, value in given.items() if value is not None and np.any(value)]
         if excess:
-            raise ValueError(f"{', '.join(excess)} must be left out: the schedule sets it")
+            raise ValueError(f"{', '.join(excess)} must be left out, got it beside a schedule, which sets it")
         return {"lr": np.zeros(1), "weight_decay": np.zeros(1), "momentum": schedule.momentum}
     if given["lr"] is None:
-        raise ValueError("lr must be given where there is no schedule")
-    arrays = {name: checked(name, value) for name, value in given.items()}
+        raise TypeError("lr must be given where there is no schedule, got None")
+    limits = {"lr": {"least": 0.0}, "momentum": {"least": 0.0, "below": 1.0}, "weight_decay": {"least": 0.0}}
+    arrays = {name: checked(name, value, **limits[name]) for name, value in given.items()}
     for name, array in arrays.items():
         if array.shape not in ((), (steps,)):
             raise ValueError(f"{name} must be a number or {steps} of them, got {array.shape}")
@@ -275,8 +316,8 @@ def rounding_twin(net: nn.Module, seed: int = 0) -> nn.Module:
         True
 
     """
-    twin = copy.deepcopy(net)
-    generator = torch.Generator().manual_seed(seed)
+    require_type("net", net, nn.Module, "a torch.nn.Module")
+    twin, generator = copy.deepcopy(net), torch.Generator().manual_seed(checked_seed(seed))
     for p in trainable(twin):
         up = torch.randint(2, p.shape, generator=generator).bool().to(p.device)
         target = torch.where(up, torch.inf, -torch.inf).to(p.dtype)

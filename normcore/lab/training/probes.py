@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from normcore.checks import checked_count
+from normcore.checks import checked_count, require_examples, require_type, understood
 from normcore.sharded import is_sharded, norm_over_parts, reshard, whole
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """List the parameters that are trained; of a sharded model always the shards, as optimizers need them."""
+    require_type("model", model, nn.Module, "a torch.nn.Module")
     reshard(model)  # after a forward pass FSDP registers whole weights, for a time, and in its own precision
-    return [p for p in model.parameters() if p.requires_grad]
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("model must have a trainable parameter, got none")
+    return params
 
 
 def weight_vector(model: nn.Module) -> Tensor:
@@ -57,6 +61,8 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
         torch.Size([4, 10])
 
     """
+    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_type("x", x, Tensor, "a tensor")
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     output: Tensor = model(x)
     for buffer, value in saved:
@@ -66,6 +72,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def logits_on(x: Tensor) -> Callable[[nn.Module], Tensor]:
     """Make a probe for `train`: the logits on fixed inputs."""
+    require_type("x", x, Tensor, "a tensor")
     return lambda model: logits(model, x)
 
 
@@ -96,24 +103,28 @@ def loss_on(
     chunk: int | None = None,
 ) -> Callable[[nn.Module], float]:
     """Make a probe for `train`: the mean loss on fixed inputs, in the mode the model is in; `chunk` as in `accuracy_on`."""
+    require_examples(x, y)
+    require_type("loss_fn", loss_fn, Callable, "a function")
     size = len(x) if chunk is None else checked_count("chunk", chunk)
     parts = [(a, b, len(b) / len(y)) for a, b in zip(x.split(size), y.split(size), strict=True)]
     return lambda model: sum(float(loss_fn(logits(model, a), b)) * share for a, b, share in parts)
 
 
 class Stateful:
-    """A probe that remembers: a checkpoint keeps the attributes that it names in `kept`."""
+    """A probe that remembers: a checkpoint keeps the attributes that it names in `kept`, each with its type."""
 
-    kept: tuple[str, ...] = ()
+    kept: tuple[tuple[str, Any], ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """The attributes that are kept."""
-        return {name: getattr(self, name) for name in self.kept}
+        """What is to be kept."""
+        return {name: getattr(self, name) for name, _ in self.kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; tensors come on the processor, wherever they were."""
-        for name in self.kept:
-            setattr(self, name, state[name])
+        with understood(state, f"the state_dict of {type(self).__name__}"):
+            for name, kind in self.kept:
+                require_type(name, state[name], kind, str(kind))
+        vars(self).update({name: state[name] for name, _ in self.kept})
 
 
 class Angle(Stateful):
@@ -134,7 +145,7 @@ class Angle(Stateful):
 
     """
 
-    kept: tuple[str, ...] = ("before",)
+    kept: tuple[tuple[str, Any], ...] = (("before", Tensor | None),)
 
     def __init__(self) -> None:
         self.before: Tensor | None = None
@@ -142,6 +153,8 @@ class Angle(Stateful):
     def __call__(self, model: nn.Module) -> float:
         """Read the model, as a probe."""
         now, before = direction(model), self.before
+        if before is not None and before.shape != now.shape:
+            raise ValueError(f"model must be the one read before, with {len(before)} weights, got {len(now)}")
         self.before = now
         if before is None:
             return math.nan
@@ -174,19 +187,23 @@ class SWA(Stateful):
 
     """
 
-    kept = ("readings", "weights")
+    kept = (("readings", int), ("weights", Mapping | None))
 
     def __init__(self, x: Tensor, y: Tensor, *, first: int = 0, chunk: int | None = None) -> None:
-        self.accuracy, self.first, self.readings = accuracy_on(x, y, chunk=chunk), first, 0
+        self.accuracy, self.readings = accuracy_on(x, y, chunk=chunk), 0
+        self.first = checked_count("first", first, least=0)
         self.average: AveragedModel | None = None
         self.weights: dict[str, Any] | None = None
 
     def __call__(self, model: nn.Module) -> float:
         """Take the weights into the average and read its accuracy."""
+        params = trainable(model)
+        if self.average and [p.shape for p in params] != [p.shape for p in trainable(self.average)]:
+            raise ValueError("model must be the one that was read before, got weights of other shapes")
         self.readings += 1
         if self.readings <= self.first:
             return math.nan
-        if any(is_sharded(p) for p in trainable(model)):
+        if any(is_sharded(p) for p in params):
             need = "whole weights to be averaged by SWA, got sharded ones"
             raise TypeError(f"model must have {need}: torch cannot copy a model under fully_shard")
         if self.average is None:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from normcore.checks import require_device, require_type
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -69,7 +71,9 @@ def wrap(model: nn.Module, device: str | torch.device | None = None) -> nn.Modul
         True
 
     """
+    require_type("model", model, nn.Module, "a torch.nn.Module")
     if device is not None:
+        require_device(device)
         model = model.to(device)
     if not _joined():
         return model
@@ -123,6 +127,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
         tensor(0.5000)
 
     """
+    require_type("tensor", tensor, Tensor, "a tensor")
     if not tensor.is_floating_point():
         raise TypeError(f"tensor must be floating-point, got {tensor.dtype}")
     if not _joined():

@@ -15,6 +15,7 @@ from joblib import hash as content_hash
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from normcore.checks import checked_count, require_type, said
 from normcore.lab.training.checkpoint import fingerprint, remembered
 
 Cell = Mapping[str, Any]
@@ -67,6 +68,9 @@ def grid(**lists: Iterable[Any]) -> list[dict[str, Any]]:
         [{'lr': 0.1, 'seed': 0}, {'lr': 0.1, 'seed': 1}, {'lr': 0.2, 'seed': 0}, {'lr': 0.2, 'seed': 1}]
 
     """
+    for name, values in lists.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise TypeError(f"{name} must be a list of settings, got {said(values)}")
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
@@ -102,6 +106,15 @@ def sweep(
         (Sweep(2 diverged, 2 done), [0.5, 1.5])
 
     """
+    require_type("experiment", experiment, Callable, "a function")
+    require_type("cells", cells, Iterable, "a list of dicts")
+    cells = list(cells)
+    for cell in cells:
+        require_type("cells", cell, Mapping, "a list of dicts")
+    require_type("folder", folder, str | Path | None, "a path or None")
+    require_type("progress", progress, bool | None, "a bool or None")
+    if workers is not None and checked_count("workers", workers, least=-(2**31)) == 0:
+        raise ValueError("workers must be other than 0, got 0")
     kept = None if folder is None else Path(folder, fingerprint(experiment).split()[-1])
     todo = dict(enumerate(map(dict, cells)))
     with tqdm(total=len(todo), disable=None if progress is None else not progress, leave=False) as bar:

@@ -194,18 +194,18 @@ def test_many_nets_run_side_by_side_under_vmap(make):
     [
         (lambda: mlp((64, 16, 10), norm="bn"), "norm must be 'batch', 'group', 'layer'"),
         (lambda: mlp((64, 16, 10), norm="instance"), r"'instance' \(images and signals only\)"),
-        (lambda: mlp((64, 16, 10), head="loose"), "head must be 'frozen', 'etf' or 'trained', got"),
+        (lambda: mlp((64, 16, 10), head="loose"), "head must be one of .*, got 'loose'"),
         (lambda: mlp((64, 8, 10), head="etf"), "features must be >= classes - 1 for an 'etf' head, got 8"),
         (lambda: mlp((64, 16, 10), activation="swish"), "activation must be one of"),
         (lambda: mlp((64, 16, 10), dtype=torch.float16), "dtype must be torch.float32 or"),
         (lambda: mlp((64, 10)), r"sizes must be \(inputs, hidden, ..., classes\), got"),
         (lambda: mlp((1, 8, 2), norm="weight-standardised"), "must have at least 2 weights to an output"),
-        (lambda: cnn((4, 4), strides=(1,)), r"strides must hold one for each of 2 channels, got"),
-        (lambda: cnn1d(()), r"strides must hold one for each of 0 channels, got"),
+        (lambda: cnn((4, 4), strides=(1,)), "channels and strides must be as many"),
+        (lambda: cnn1d(()), "channels and strides must be as many"),
         (lambda: cnn(kernel=4), r"kernel must be odd, got 4"),
         (lambda: cnn(eps=-1.0), "eps must be finite and >= 0, got -1.0"),
-        (lambda: mlp((6, 0, 3)), "width must be >= 1, got 0"),
-        (lambda: mlp((6, 4, 0)), "classes must be >= 1, got 0"),
+        (lambda: mlp((6, 0, 3)), "sizes must be >= 1, got 0"),
+        (lambda: mlp((6, 4, 0)), "sizes must be >= 1, got 0"),
         (lambda: mlp((64, 16, 10), eps=1e-5, dtype=torch.bfloat16), "dtype must be torch.float32 or"),
     ],
 )
@@ -219,7 +219,7 @@ def test_bad_input(call, message):
     [
         (lambda: mlp((64, 16, 10), seed=1.5), "seed must be an integer, got 1.5"),
         (lambda: cnn(seed=None), "seed must be an integer, got None"),
-        (lambda: mlp((64, 16.0, 10)), "width must be an integer, got 16.0"),
+        (lambda: mlp((64, 16.0, 10)), "sizes must be an integer, got 16.0"),
         (lambda: cnn(eps="a"), "eps must be a number or an array of numbers, got 'a'"),
     ],
 )

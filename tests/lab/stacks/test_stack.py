@@ -251,9 +251,9 @@ def test_eigenpairs_of_known_matrices():
     ("options", "message"),
     [
         ({"sizes": (64, 10)}, r"sizes must be \(inputs, hidden, ..., outputs\), got \(64, 10\)"),
-        ({"norm": "group"}, r"norm must be one of \['layer', 'batch', 'none'\], got 'group'"),
+        ({"norm": "group"}, "norm must be one of .*, got 'group'"),
         ({"activation": "gelu"}, "activation must be one of .*, got 'gelu'"),
-        ({"parametrization": "mup"}, r"parametrization must be one of \['standard', 'ntk'\], got 'mup'"),
+        ({"parametrization": "mup"}, "parametrization must be one of .*, got 'mup'"),
         ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64, got torch.float16"),
         ({"seeds": []}, "seeds must name at least one run"),
         ({"sizes": (5, 15, 1), "antisymmetric": True}, "even last width to be antisymmetric, got 15"),

@@ -54,7 +54,7 @@ def test_bound_by_hand():
             r"epsilon must satisfy lr\*weight_decay > 2 epsilon\^2, got epsilon=0.1",
         ),
         ({"norm": 0.0}, "norm must be finite and > 0, got 0.0"),
-        ({"delta": 0.0}, r"delta must be in \(0, 1\], got 0.0"),
+        ({"delta": 0.0}, "delta must be finite and > 0, got 0.0"),
         ({"dim": 2}, "dim must be finite and > 2, got 2.0"),
     ],
 )

@@ -70,5 +70,5 @@ def test_bad_input():
         valley(0.1, 0.1, steps=0)
     with pytest.raises(ValueError, match=r"start must have x\^2 \+ y\^2 in .*, got \(0.0, 0.0\)"):
         valley(0.1, 0.1, steps=1, start=(0.0, 0.0))
-    with pytest.raises(ValueError, match="rise must be > 1, got 1"):
+    with pytest.raises(ValueError, match="rise must be finite and > 1, got 1"):
         spikes(np.ones(3), rise=1)

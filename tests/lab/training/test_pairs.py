@@ -99,15 +99,14 @@ def test_equal_runs_drift_apart_no_faster_than_a_twin():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "lr must be given where there is no schedule"),
-        ({"lr": float("nan")}, "lr must be finite, got nan"),
-        ({"lr": [0.1] * 39 + [float("inf")]}, "lr must be finite, got inf"),
-        ({"lr": 0.1, "weight_decay": float("nan")}, "weight_decay must be finite, got nan"),
-        ({"lr": 0.1, "momentum": float("-inf")}, "momentum must be finite, got -inf"),
+        ({"lr": float("nan")}, "lr must be finite and >= 0, got nan"),
+        ({"lr": [0.1] * 39 + [float("inf")]}, "lr must be finite and >= 0, got inf"),
+        ({"lr": 0.1, "weight_decay": float("nan")}, "weight_decay must be finite and >= 0, got nan"),
+        ({"lr": 0.1, "momentum": float("-inf")}, "momentum must be finite and >= 0 and < 1, got -inf"),
         ({"lr": [0.1, 0.2]}, r"lr must be a number or 40 of them, got \(2,\)"),
         (
             {"lr": 0.1, "momentum": 0.9, "schedule": nc.texp_plus_plus(0.1, 0.01, steps=40)},
-            "lr, momentum must be left out: the schedule sets it",
+            "lr, momentum must be left out, got it beside a schedule",
         ),
     ],
 )
@@ -117,6 +116,8 @@ def test_bad_input(options, message):
 
 
 def test_no_batches_and_wrong_types():
+    with pytest.raises(TypeError, match="lr must be given where there is no schedule, got None"):
+        run(NET, BATCHES)
     with pytest.raises(ValueError, match="batches must hold at least one, got none"):
         run(NET, [], lr=0.1)
     with pytest.raises(TypeError, match="lr must be a number or an array of numbers, got 'a'"):
