@@ -186,4 +186,7 @@ class Exponential(Schedule):
 
     def log(self, t: int) -> float:
         """The logarithm, exact for any t."""
-        return math.log(self.lr) + _step(t) * math.log(self.growth)
+        value = math.log(self.lr) + _step(t) * math.log(self.growth)
+        if value == math.inf:
+            raise ValueError(f"t must keep the logarithm in the float range, got {t!r}")
+        return value

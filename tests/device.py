@@ -170,8 +170,6 @@ class Device(TorchDispatchMode):
     """Within it, tensors can be made on the device and moved to it."""
 
     def __enter__(self):
-        if torch._C._get_privateuse1_backend_name() != NAME:
-            backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
         WAITS.clear()
         torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device=) is seen here too
         return super().__enter__()
@@ -182,3 +180,7 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return dispatch(func, args, kwargs or {})
+
+
+if AVAILABLE:  # before the first backward pass of the process, for autograd counts the devices then
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())

@@ -172,7 +172,7 @@ def test_ids_are_rows_of_the_scoreboard(id):
         ({"source": ""}, "source must name who states E1/x"),
         ({"source": "a | b"}, "source must be one line without"),
         ({"restriction": "a\nb"}, "restriction must be one line without"),
-        ({"expect": "maybe"}, "expect must be 'held', 'did not hold' or 'not resolved', got 'maybe'"),
+        ({"expect": "maybe"}, "expect must be one of ('held', 'did not hold', 'not resolved'), got 'maybe'"),
         ({"expect": "did not hold"}, "restriction must say in words why"),
         ({"expect": "not resolved"}, "restriction must say in words why"),
         ({"guards": "nothing"}, "guards must be a scoreboard row and a name"),

@@ -18,7 +18,7 @@ def test_curve_draws_a_labelled_line_and_returns_nothing():
     _, ax = plt.subplots()
     assert plots.curve(ax, [1, 2], [3, 4], "theory", "law") is None
     assert ax.lines[0].get_color() == "black" and ax.texts[0].get_text() == "law"
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="kind must be one of"):
         plots.curve(ax, [1], [1], "unknown")
 
 

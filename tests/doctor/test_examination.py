@@ -493,7 +493,7 @@ def test_a_failing_model_leaves_nothing_either():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
     before = everything(net, optimizer, scheduler)
-    with pytest.raises(ValueError, match="loss_fn must give one finite number on the batch"):
+    with pytest.raises(ValueError, match="loss_fn must be finite on the batch, got nan"):
         diagnose(net, optimizer, (torch.full((5, 4), math.nan), torch.zeros(5, 3)), loss_fn=mse_loss, steps=5)
     assert same(before, everything(net, optimizer, scheduler))
 

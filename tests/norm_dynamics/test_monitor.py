@@ -427,7 +427,7 @@ def test_state_goes_on(name):
         optimizer.step()
     assert monitor.log() == pytest.approx(whole.log(), rel=1e-12)
     fresh = NormMonitor(optimizer, net)
-    with pytest.raises(ValueError, match="version 1, got 2"):
+    with pytest.raises(ValueError, match="version must be 1, got 2"):
         fresh.load_state_dict({**state, "version": 2})
     with pytest.raises(
         ValueError, match=r"names must be those of the tensors, \['one.weight', .*got \['x'\]"
