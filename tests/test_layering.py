@@ -33,6 +33,7 @@ GREW = {
     "checks: one vocabulary of errors for all rooms": 75,
     "doctor: diagnose, Diagnosis, and its command": 680,
     "lab.transformer, the second net of chapter 18": 85,
+    "lab.laws and mean_and_error: the law distance and the judge of chapter 13, tested, out of its cells": 270,
     "bookkit.draw: the drawings of Part I and of the front page": 295,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 490,
 }
@@ -144,7 +145,7 @@ def test_every_room_has_its_tests_and_stays_short(path):
 def test_the_package_stays_small():
     files = list(PACKAGE.rglob("*.py"))
     code = [path for path in files if len(path.read_text().splitlines()) > 1]
-    assert len(code) <= 77
+    assert len(code) <= 78  # the last one is lab.laws
     assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES
     rooms = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
     assert len(rooms) <= 15  # the doctor and its command came after the 13 of the plan
