@@ -91,3 +91,24 @@ def line_slope(x, y):
     k = sum((a - mu) * (b - mv) for a, b in zip(u, v, strict=True)) / spread
     rest = sum((b - mv - k * (a - mu)) ** 2 for a, b in zip(u, v, strict=True))
     return k, math.sqrt(rest / (n - 2) / spread)
+
+
+def label_gap(one, other, classes):
+    """L1 distance of two label laws at one reading, share by share; runs of inputs each."""
+    inputs, total = len(one[0]), 0.0
+    for i in range(inputs):
+        for label in range(classes):
+            shares = [sum(int(run[i]) == label for run in runs) / len(runs) for runs in (one, other)]
+            total += abs(shares[0] - shares[1])
+    return total / inputs
+
+
+def share_right(families):
+    """A judge's share of right answers in one pair, child by child; (2, children, d)."""
+    right = 0.0
+    for parent in (0, 1):
+        for child, point in enumerate(families[parent]):
+            left = [[x for i, x in enumerate(side) if i != child] for side in families]
+            own, strange = (math.dist(point, np.mean(left[side], axis=0)) for side in (parent, 1 - parent))
+            right += 1.0 if own < strange else 0.5 if own == strange else 0.0
+    return right / (2 * len(families[0]))

@@ -1,7 +1,15 @@
 """The laboratory: small nets, real data, one training loop, and pairs of runs to compare."""
 
 from normcore.lab.data.dataset import Dataset, load_dataset, noisy_labels
-from normcore.lab.measure import gaps, max_gap, relative_gap, roundings, slope
+from normcore.lab.laws import (
+    fifths_left_out,
+    forgetting_time,
+    judge_null,
+    judged_right,
+    law_distance,
+    law_ratio,
+)
+from normcore.lab.measure import gaps, max_gap, mean_and_error, relative_gap, roundings, slope
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.residual import preresnet, resnet, transformer
@@ -76,9 +84,17 @@ __all__ = [
     # rulers
     "gaps",
     "max_gap",
+    "mean_and_error",
     "relative_gap",
     "roundings",
     "slope",
+    # laws of what nets answer
+    "fifths_left_out",
+    "forgetting_time",
+    "judge_null",
+    "judged_right",
+    "law_distance",
+    "law_ratio",
     # many nets side by side
     "Descent",
     "Stack",

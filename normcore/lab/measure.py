@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import linregress
 
-from normcore.checks import numbers
+from normcore.checks import checked, numbers
 
 
 def gaps(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
@@ -68,6 +68,24 @@ def relative_gap(a: ArrayLike, b: ArrayLike) -> float:
     if (sizes == 0).any():
         raise ValueError(f"a must not be zero, got 0 at reading {int((sizes == 0).argmax())}")
     return float((gaps(a, b) / sizes).max())
+
+
+def mean_and_error(values: ArrayLike) -> tuple[float, float]:
+    """Return the mean of independent values, of any shape, and its standard error.
+
+    Raises:
+        ValueError: there are fewer than two, or one is not finite.
+        TypeError: they are no numbers.
+
+    Example:
+        >>> mean_and_error([1.0, 3.0])
+        (2.0, 1.0)
+
+    """
+    array = checked("values", values)
+    if array.size < 2:
+        raise ValueError(f"values must be at least two, got {array.size}")
+    return float(np.mean(array)), float(np.std(array, ddof=1) / np.sqrt(array.size))
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
