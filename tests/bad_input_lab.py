@@ -51,6 +51,10 @@ STEPS = {
     "lr": (0.1, "nonnegative", [], [[0.1] * 4]),
     "weight_decay": (0.01, "nonnegative", [], [[0.1] * 4]),
 }
+LABELS = np.tile(np.arange(20) % 3, (2, 1))[:, :, None]
+NO_LABELS = [1.0, LABELS[:, :18], LABELS + 0.5, LABELS - 1, LABELS + 10]
+POINTS = np.arange(24.0).reshape(2, 2, 3, 2)
+NO_POINTS = [1.0, POINTS[:, :1], POINTS[:, :, :1], POINTS * NAN]
 RECORDS = {"a": (RECORD, "record"), "b": ([[1.0, 2.5], [3.0, 4.5]], "record")}
 ON = {"x": (X, "tensor"), "y": (Y, "tensor", [], [Y[:3]])}
 WITH_STACK = (STACK, "any", [None, 3, "x", NET], [])
@@ -182,6 +186,24 @@ LAB = {
     lab.slope: {
         "x": ([1.0, 2.0, 3.0], "record", [], [[1.0, 2.0, 0.0], [1.0, NAN, 2.0], [1.0, 1.0, 1.0]]),
         "y": ([1.0, 2.0, 3.0], "record", [], [[1.0, 2.0, -1.0], [1.0, INF, 2.0]]),
+    },
+    lab.mean_and_error: {"values": ([1.0, 2.0], "numbers", [], [[1.0], [1.0, NAN], []])},
+    lab.law_distance: {"labels": (LABELS, "numbers", [], NO_LABELS), "classes": (10, "count")},
+    lab.law_ratio: {"labels": (LABELS, "numbers", [], NO_LABELS), "classes": (10, "count")},
+    lab.fifths_left_out: {
+        "labels": (LABELS, "numbers", [], [1.0, LABELS[:, :8], LABELS + 0.5]),
+        "classes": (10, "count"),
+    },
+    lab.forgetting_time: {
+        "clock": ([0.0, 1.0, 2.0], "numbers", [], [[0.0, 1.0], [0.0, NAN, 2.0]]),
+        "distance": ([1.1, 0.3, 0.1], "numbers", [], [[1.1, 0.3], [0.0, 0.3, 0.1], [NAN, 0.3, 0.1]]),
+        "floor": ([0.1, 0.1, 0.1], "numbers", [], [[0.1], [2.0, 0.1, 0.1]]),
+    },
+    lab.judged_right: {"points": (POINTS, "numbers", [], NO_POINTS)},
+    lab.judge_null: {
+        "points": (POINTS, "numbers", [], NO_POINTS),
+        "draws": (3, "count"),
+        "seed": (0, "count from zero"),
     },
     lab.Stack: {
         "sizes": ((4, 6, 3), "sizes"),

@@ -53,6 +53,7 @@ ALSO = {
     "hessian_trace": "the mean curvature, which gradient noise feels, beside the largest",
     "convert_checkpoint": "a finished run goes on in the other gauge",
     "follow": "a schedule of the book on a stock optimizer",
+    "lr_phases": "the edges of a net whose curvature was measured",
     "intrinsic_lr": "the second paper's own number, read off an optimizer",
     "CellResult": "what a sweep returns for a cell",
     "Dataset": "what load_dataset returns",

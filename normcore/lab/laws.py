@@ -1,8 +1,6 @@
 """Laws of what nets answer: how far two of them are apart, and whether a judge can tell whose child a net is."""
 
 import math
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -79,7 +77,7 @@ def law_ratio(labels: ArrayLike, *, classes: int = 10) -> tuple[float, float]:
     return value, 2 * float(np.std(repeats))
 
 
-def fifths_left_out(labels: ArrayLike, *, classes: int = 10) -> Iterator[FloatArray]:
+def fifths_left_out(labels: ArrayLike, *, classes: int = 10) -> list[FloatArray]:
     """Leave a fifth of the runs of both sets out, five times: a statistic's standard error is twice the `std` of these.
 
     That is the jackknife over five groups: (5 - 1) times the variance, and the root of it.
@@ -88,8 +86,8 @@ def fifths_left_out(labels: ArrayLike, *, classes: int = 10) -> Iterator[FloatAr
         labels: as in `law_distance`; run r of a set belongs to the fifth r mod 5.
         classes: how many labels there are.
 
-    Yields:
-        labels without a fifth.
+    Returns:
+        Five times labels, without a fifth each.
 
     Raises:
         ValueError: as in `law_distance`, or R < 5.
@@ -102,9 +100,8 @@ def fifths_left_out(labels: ArrayLike, *, classes: int = 10) -> Iterator[FloatAr
     sets = np.split(_answers(labels, classes), 2, axis=1)
     runs = sets[0].shape[1]
     require("R, half of the runs of labels,", runs, f">= {FIFTHS}", runs >= FIFTHS)
-    for fifth in range(FIFTHS):
-        kept = np.arange(runs) % FIFTHS != fifth
-        yield np.concatenate([own[:, kept] for own in sets], axis=1)
+    kept = [np.arange(runs) % FIFTHS != fifth for fifth in range(FIFTHS)]
+    return [np.concatenate([own[:, these] for own in sets], axis=1) for these in kept]
 
 
 def forgetting_time(clock: ArrayLike, distance: ArrayLike, floor: ArrayLike) -> float:
