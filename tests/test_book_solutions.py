@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 BOOK = Path(__file__).parent.parent / "book"
-CHAPTERS = sorted(BOOK.glob("0[1-9]_*.ipynb"))  # of the second edition so far
+CHAPTERS = sorted([*BOOK.glob("0[1-9]_*.ipynb"), *BOOK.glob("1[45]_*.ipynb")])
 EXERCISE = re.compile(r":::\{exercise\}[^\n]*\n:label: ([\w-]+)\n(.*?)\n:::", re.S)
 SOLUTION = re.compile(r":::\{solution\} ([\w-]+)\n(.*?)\n:::", re.S)
 CODE = re.compile(r"```python\n(.*?)```", re.S)
