@@ -144,7 +144,7 @@ LAB = {
         "net": (NET, "any", [None, "net", []], []),
         "batches": (ITEMS, "batches"),
         "lr": (0.1, "nonnegative", [], [[0.1]]),
-        "weight_decay": (0.0, "nonnegative", [], [[0.1]]),
+        "weight_decay": (0.0, "real", [], [[0.1]]),
         "momentum": (0.5, "share", [], [[0.1]]),
         "nesterov": (False, "flag"),
         "dampening": (0.0, "share"),

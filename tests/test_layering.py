@@ -32,7 +32,7 @@ GREW = {
     "curvature: hessian_eigenvalues, hessian_trace, losses that are no means, snapshots under no_grad": 200,
     "checks: one vocabulary of errors for all rooms": 75,
     "doctor: diagnose, Diagnosis, and its command; reciprocal shares, batches as mappings": 690,
-    "bad input: every argument of every public function is looked at, and states of strangers": 409,
+    "bad input: every argument of every public function is looked at, and states of strangers": 415,
     "lab.transformer, the second net of chapter 18": 85,
     "lab.laws and mean_and_error: the law distance and the judge of chapter 13, tested, out of its cells": 250,
     "bookkit.draw: the drawings of Part I and of the front page": 275,

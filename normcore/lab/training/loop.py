@@ -296,7 +296,11 @@ def _for_each_step(
         return {"lr": np.zeros(1), "weight_decay": np.zeros(1), "momentum": schedule.momentum}
     if given["lr"] is None:
         raise TypeError("lr must be given where there is no schedule, got None")
-    limits = {"lr": {"least": 0.0}, "momentum": {"least": 0.0, "below": 1.0}, "weight_decay": {"least": 0.0}}
+    limits: dict[str, dict[str, float]] = {
+        "lr": {"least": 0.0},
+        "momentum": {"least": 0.0, "below": 1.0},
+        "weight_decay": {},  # a negative one pushes outwards: Theorem 2.13 allows any
+    }
     arrays = {name: checked(name, value, **limits[name]) for name, value in given.items()}
     for name, array in arrays.items():
         if array.shape not in ((), (steps,)):
