@@ -1,6 +1,7 @@
 """Laws of what nets answer: how far two of them are apart, and whether a judge can tell whose child a net is."""
 
 import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
