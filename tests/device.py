@@ -54,6 +54,9 @@ class Backend(getattr(backend_registration, "_DummyBackendModule", object)):
     def _is_in_bad_fork(self):
         return False
 
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16, torch.float16]
+
 
 def here():
     """The innermost line of normcore on the stack."""
@@ -182,5 +185,7 @@ class Device(TorchDispatchMode):
         return dispatch(func, args, kwargs or {})
 
 
-if AVAILABLE:  # before the first backward pass of the process, for autograd counts the devices then
+if (
+    AVAILABLE and torch._C._get_privateuse1_backend_name() != NAME
+):  # before the first backward pass of the process, for autograd counts the devices then
     backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
