@@ -436,6 +436,13 @@ FAULTS = [
         "lab/stacks/test_stack.py",
     ),
     (
+        "a negative weight decay is refused",
+        "lab/training/loop.py",
+        '"weight_decay": {},',
+        '"weight_decay": {"least": 0.0},',
+        "lab/training/test_pairs.py",
+    ),
+    (
         "the pull along the valley",
         "lab/toys/valley.py",
         "keep * y + pull * x",

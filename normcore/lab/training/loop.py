@@ -230,7 +230,7 @@ def run(
         net: the starting point, which is not changed, or a function that makes one.
         batches: one for each step.
         lr: float or (T,); left out with `schedule`.
-        weight_decay: float or (T,); left out with `schedule`.
+        weight_decay: float or (T,), of any sign; left out with `schedule`.
         momentum: float or (T,); left out with `schedule`, which has its own.
         nesterov: torch's Nesterov step, of the original run where there is a schedule.
         dampening: of the momentum buffer, likewise. torch applies none in the step that creates
@@ -241,8 +241,8 @@ def run(
         loss_fn: of (model(x), y).
 
     Raises:
-        ValueError: neither or both of lr and schedule, an array of the wrong length, a number that is not finite, or no
-            batches.
+        TypeError: neither lr nor schedule, or an argument of another type.
+        ValueError: both of them, lr < 0, momentum outside [0, 1), an array of the wrong length or not finite, no batches.
 
     Example:
         >>> import normcore as nc
@@ -267,7 +267,6 @@ def run(
         trainable(model),
         lr=float(values["lr"][0]),
         momentum=float(values["momentum"].max()),  # torch refuses nesterov without
-        weight_decay=float(values["weight_decay"][0]),
         nesterov=nesterov,
         dampening=dampening,
     )
