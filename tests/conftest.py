@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import device  # noqa: F401  registers itself, before any test module runs a backward pass while it is collected
 import pytest
 import torch
 
