@@ -104,9 +104,13 @@ def main(steps):
         if t % (50 * CHUNK) == 0 or t == steps:
             x, rate = run.exp_lr.log_scale(), run.exp_lr.log_lr()
             away = x - log_scale(t), rate - math.log(LR) + log_scale(t) + log_scale(t - 1)
-            told = ", ".join(f"{name} {d:.2g} and {n:.2g}" for name, (d, n) in zip(("decay", "ExpLR"), gaps, strict=True))
+            told = ", ".join(
+                f"{name} {d:.2g} and {n:.2g}" for name, (d, n) in zip(("decay", "ExpLR"), gaps, strict=True)
+            )
             size = f"rate 10^{rate / math.log(10):.0f}, weights 10^{-x / math.log(10):.0f}"
-            print(f"{t} steps, {size}; gaps of direction and log norm: {told}; logs off by {away}", flush=True)
+            print(
+                f"{t} steps, {size}; gaps of direction and log norm: {told}; logs off by {away}", flush=True
+            )
 
 
 if __name__ == "__main__":
