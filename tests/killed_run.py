@@ -1,7 +1,8 @@
-"""A run that is killed twenty times at random moments, beside one that is not.
+"""A run that is killed twenty times at random moments, one that is not, and two that share a folder.
 
-Called by test_resume in a process of its own, which forks each life before torch has started any thread. A life waits for
-its death after SPAN steps, so that the number of deaths does not depend on the speed of the machine.
+Called by test_resume in a process of its own, which forks each life before torch has started any thread. A life says
+when it takes a step; its death comes after a random number of them and a random wait, within a step or a save. It waits
+for its death after SPAN steps, so that the number of deaths does not depend on the speed of the machine.
 Usage: killed_run.py FOLDER. Prints how many lives were cut short.
 """
 
@@ -10,7 +11,6 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -19,15 +19,18 @@ from normcore.lab import load_dataset, train, trainable, weight_norm
 from normcore.lab.training.probes import SWA, Angle
 
 STEPS, KILLS, SPAN = 1500, 20, 70
+MOMENT = 0.02
+"""Seconds: a few steps, or a save."""
 DATA = load_dataset("digits").subset(200, 100)
 
 
-def run(folder, span=STEPS):
+def run(folder, result, span, steps):
     """One life of the run: dropout, momentum, a scheduler, ExpLR with rebases, probes with memory."""
     taken = []
 
     def wait_for_death(t):
         taken.append(t)
+        os.write(steps, b".")
         while len(taken) > span:
             time.sleep(1)
 
@@ -58,36 +61,42 @@ def run(folder, span=STEPS):
     )
     weights = torch.cat([p.detach().flatten() for p in trainable(net)])
     records = {name: torch.from_numpy(values) for name, values in history.records.items()}
-    torch.save({"weights": weights, "loss": torch.from_numpy(history.loss), **records}, f"{folder}.pt")
+    torch.save({"weights": weights, "loss": torch.from_numpy(history.loss), **records}, result)
 
 
-def life(folder, span=STEPS):
-    """Start a process that runs; its number."""
+def life(folder, result, span=STEPS):
+    """Start a process that runs; its number, and a pipe from which a byte comes for each step."""
+    seen, steps = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            run(folder, span)
+            run(folder, result, span, steps)
         finally:
             os._exit(sys.exc_info()[0] is not None)
-    return child
+    os.close(steps)
+    return child, seen
+
+
+def die(folder, rng):
+    """One life that is cut short."""
+    child, seen = life(folder, "never written", SPAN)
+    for _ in range(rng.randrange(1, SPAN)):
+        os.read(seen, 1)
+    time.sleep(rng.uniform(0.0, MOMENT))
+    os.kill(child, signal.SIGKILL)
+    os.close(seen)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def main(folder):
-    """Twenty deaths and one natural end, then the undisturbed run."""
-    rng, deaths = random.Random(0), 0
-    killed, whole = str(Path(folder) / "killed"), str(Path(folder) / "whole")
-    while deaths < KILLS:
-        child = life(killed, SPAN)
-        time.sleep(rng.uniform(0.05, 0.5))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            sys.exit("a life ended by itself")
-        deaths += 1
-    for name in (killed, whole):
-        _, status = os.waitpid(life(name), 0)
-        if status:
-            sys.exit(f"the run in {name} failed")
+    """Twenty deaths and one natural end, then the undisturbed run, then two at once."""
+    rng = random.Random(0)
+    deaths = sum(die(f"{folder}/killed", rng) for _ in range(KILLS))
+    for names in (["killed"], ["whole"], ["first of two", "second of two"]):
+        place = names[0] if len(names) == 1 else "shared"
+        lives = [life(f"{folder}/{place}", f"{folder}/{name}.pt") for name in names]
+        if any(os.waitpid(child, 0)[1] for child, _ in lives):
+            sys.exit(f"the run in {place} failed")
     print(deaths)
 
 

@@ -1,11 +1,15 @@
 """The project as a whole: requirements in one place, a light import, honest pages."""
 
+import ast
 import re
 import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import nbformat
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +30,104 @@ def test_import_is_light():
     code = LIGHT.replace("import torch, numpy", "import torch, numpy\nBEFORE = list(sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 0.8  # of the processor, which a busy machine does not stretch
+
+
+ALONE = """
+import sys
+CALLS = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
+def refuse(name, args):
+    if name in CALLS: raise AssertionError(f"{name} {args}")
+sys.addaudithook(refuse)
+import torch
+from torch import nn
+import normcore as nc
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+x, y, loss_fn = torch.randn(32, 4), torch.randint(2, (32,)), nn.functional.cross_entropy
+report = nc.scale_invariance(model, loss_fn, (x, y))
+optimizer = torch.optim.SGD(nc.param_groups(model, report), lr=0.1, momentum=0.9, weight_decay=1e-2)
+exp_lr, monitor, losses = nc.ExpLR(optimizer, model), nc.NormMonitor(optimizer, model), []
+for _ in range(20):
+    optimizer.zero_grad()
+    losses.append(loss_fn(model(x), y))
+    losses[-1].backward()
+    optimizer.step()
+assert losses[-1] < losses[0] and exp_lr.log_scale() < 0
+nc.hessian_top_eigenvalue(model, loss_fn, (x, y)), nc.ntk_top_eigenvalue(model, x)
+if LAB:
+    from normcore import lab
+    net = lab.mlp((64, 16, 10))
+    lab.run(net, lab.load_dataset("digits").batches(5, 16), lr=0.1)
+import socket
+try: socket.create_connection(("127.0.0.1", 9), timeout=1)
+except AssertionError: print("refused")  # the control
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_lab", [False, True])
+def test_nothing_is_looked_up_in_a_network(tmp_path, with_lab):
+    code = ALONE.replace("LAB", str(with_lab))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout == "refused\n", result.stderr
+    assert not list(tmp_path.iterdir())  # nor are files left behind
+
+
+SAFE = {
+    "torch.load": "weights_only=True",
+    "np.load": "allow_pickle=False",
+}
+"""Calls that could run what a file says, with the word that forbids it."""
+CARRIERS = {
+    "pickle",
+    "cloudpickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "joblib.load",
+    "subprocess",
+    "urllib",
+    "requests",
+}
+
+
+def unsafe(source):
+    """What in the source could run code from a file, or fetch something."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            names = [f"{module}.{a.name}" if module else a.name for a in node.names]
+            yield from (n for n in names if {n, n.split(".")[0]} & CARRIERS)
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {ast.unparse(word) for word in node.keywords}
+            safe = SAFE[called] in given if called in SAFE else called not in {"eval", "exec", "os.system"}
+            if not safe:
+                yield ast.unparse(node)
+
+
+def test_no_file_can_run_code():
+    for path in (ROOT / "normcore").rglob("*.py"):
+        assert not list(unsafe(path.read_text(encoding="utf-8"))), path.name
+    for path in (ROOT / "book").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert cell.cell_type != "code" or not list(unsafe(cell.source)), (path.name, cell.id)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "import pickle",
+        "from joblib import load",
+        "from urllib.request import urlopen",
+        "exec(text)",
+    ],
+)
+def test_what_could_run_code_is_seen(source):
+    assert list(unsafe(source))
 
 
 def test_environment_takes_its_requirements_from_pyproject():
@@ -49,7 +151,25 @@ def test_every_requirement_has_its_reason():
 def test_what_pip_installs_brings_the_rows_of_the_scoreboard():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     files = [path for pattern in data["normcore"] for path in (ROOT / "normcore").glob(pattern)]
-    assert {"rows.json", "normcore.mplstyle"} <= {path.name for path in files}
+    assert {"rows.json", "normcore.mplstyle", "py.typed"} <= {path.name for path in files}
+
+
+def test_the_source_distribution_is_the_whole_project():
+    """Whoever unpacks it can run the tests and render the book."""
+    known = {
+        "normcore",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "MANIFEST.in",
+        ".git",
+        ".github",
+        ".gitignore",
+    }
+    ignored = {line.strip("/\n") for line in (ROOT / ".gitignore").open()}
+    here = {path.name for path in ROOT.iterdir() if not path.name.endswith(".egg-info")}
+    named = set((ROOT / "MANIFEST.in").read_text().split())
+    assert here - known - ignored <= named
 
 
 def test_launch_buttons_name_the_notebooks_once():

@@ -278,7 +278,7 @@ def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
 
     Raises:
         TypeError: the optimizer's decay has no gauge, or an argument is of another type.
-        ValueError: t is out of range, or the rate of this step exceeds the float range.
+        ValueError: t is out of range or not the optimizer's first, or its rate exceeds the float range.
 
     Example:
         >>> import torch
@@ -302,6 +302,8 @@ def follow(optimizer: Optimizer, schedule: EquivalentSchedule, t: int) -> None:
     groups = [g for g in optimizer.param_groups if g.get("scale_invariant")] or optimizer.param_groups
     params = [p for group in groups for p in group["params"]]
     if t > 0:
+        if schedule.momentum[t - 1] > 0 and not any(map(optimizer.state.get, params)):
+            raise ValueError(f"t must be 0 for an optimizer that has taken no step, got {t!r}")
         scale_buffers(optimizer, params, float(schedule.gain_after[t - 1]))
     if t in schedule.corrections:
         shift_buffer(optimizer, params, schedule.corrections[t])

@@ -190,7 +190,7 @@ def equivalent_weight_decay(log_lr: ArrayLike, lr: ArrayLike, momentum: ArrayLik
         (T,) weight decays; negative where the given rates grow more slowly than `lr` asks for.
 
     Raises:
-        ValueError: an argument breaks its condition.
+        ValueError: an argument breaks its condition, or asks for a weight decay out of the float range.
 
     Example:
         >>> schedule = texp_plus_plus(0.1, 5e-4, 0.9, steps=50)
@@ -203,13 +203,13 @@ def equivalent_weight_decay(log_lr: ArrayLike, lr: ArrayLike, momentum: ArrayLik
     steps = np.size(log_lr)
     target, rates, momenta = columns(steps, log_lr=log_lr, lr=lr, momentum=momentum)
     require("lr", rates, "> 0", rates > 0, at="step")
-    log_x, ratio, decays = 0.0, 0.0, []
-    for log_tilde, log_rate, rate, gamma in zip(
-        target.tolist(), np.log(rates).tolist(), rates.tolist(), momenta.tolist(), strict=True
-    ):
-        log_alpha = log_rate - log_tilde - 2.0 * log_x
-        shift = -np.expm1(log_alpha) / rate
-        decays.append(shift - gamma * ratio)
-        ratio = shift / np.exp(log_alpha)
-        log_x += log_alpha
-    return np.array(decays)
+    log_x, ratio, log_rates, decays = 0.0, 0.0, np.log(rates), np.empty(steps)
+    with np.errstate(all="ignore"):
+        for t in range(steps):
+            log_alpha = log_rates[t] - target[t] - 2.0 * log_x
+            shift = -np.expm1(log_alpha) / rates[t]
+            decays[t] = shift - momenta[t] * ratio
+            ratio = shift / np.exp(log_alpha)
+            log_x += log_alpha
+    require("log_lr", target, "such that its weight decay is finite", np.isfinite(decays), at="step")
+    return decays

@@ -46,6 +46,17 @@ def test_the_moments_of_adamw():
     assert logit_gap(models, optimizers, STEPS, each=lambda t, o: nc.follow(o[1], schedule, t)) < GAP
 
 
+def test_a_schedule_begins_at_its_beginning():
+    optimizer = SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    schedule = nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=5)
+    with pytest.raises(ValueError, match="t must be 0 for an optimizer that has taken no step, got 1"):
+        nc.follow(optimizer, schedule, 1)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+    for t in range(5):
+        nc.follow(optimizer, schedule, t)
+        optimizer.step()
+
+
 def test_step_out_of_range():
     optimizer = SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     with pytest.raises(ValueError, match=r"t must be in \[0, 5\), got 5"):

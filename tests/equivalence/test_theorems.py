@@ -119,6 +119,10 @@ def test_a_growing_rate_is_constant_weight_decay():
         ),
         (lambda: nc.texp([(0.1, 3)], 0.5, 0.9), r"beyond it the roots are complex"),
         (lambda: nc.equivalent_weight_decay([0.0], 0.0), r"lr must be > 0, got 0.0 at step 0"),
+        (
+            lambda: nc.equivalent_weight_decay([0.0, 800.0, 0.0], 0.1, 0.9),
+            r"log_lr must be such that its weight decay is finite, got 0.0 at step 2",
+        ),
         (lambda: nc.growth_factor(0.1, -1.0), r"lr\*weight_decay must lie in"),
     ],
 )

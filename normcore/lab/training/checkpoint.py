@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from normcore.checks import require_type
+from normcore.checks import require_type, understood
 from normcore.files import atomic_write
 from normcore.lab.training.history import Recorder
 from normcore.lab.training.processes import from_main, is_main
@@ -132,10 +132,8 @@ class RunState:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"signature": self.signature, "step": step, "recorder": self.recorder.state_dict()}
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        state["generators"] = {
-            "cpu": torch.get_rng_state(),
-            "cuda": gpus,
-        }  # dropout and the like draw from them
+        # dropout and the like draw from them
+        state["generators"] = {"cpu": torch.get_rng_state(), "cuda": gpus}
         save_checkpoint(self.folder / FILE, state)
 
     def restore(self) -> int:
@@ -147,12 +145,13 @@ class RunState:
         self._check(state.get("signature", {}))
         if state["step"] > self.steps:
             raise ValueError(f"batches must hold the {state['step']} steps that are done, got {self.steps}")
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.recorder.load_state_dict(state["recorder"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        for device, generator in enumerate(state["generators"]["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(generator, device)
+        with understood(state, f"that of a run, in {str(path)!r}"):
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.recorder.load_state_dict(state["recorder"])
+            torch.set_rng_state(state["generators"]["cpu"])
+            for device, generator in enumerate(state["generators"]["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(generator, device)
         return int(state["step"])
 
     def _check(self, theirs: Mapping[str, Any]) -> None:

@@ -12,7 +12,16 @@ from launch import script
 from torch.nn.functional import cross_entropy
 
 import normcore as nc
-from normcore.lab import load_dataset, mlp, train, trainable, weight_norm, weight_vector
+from normcore.lab import (
+    load_checkpoint,
+    load_dataset,
+    mlp,
+    save_checkpoint,
+    train,
+    trainable,
+    weight_norm,
+    weight_vector,
+)
 
 DATA = load_dataset("digits", dtype=torch.float64)
 BATCHES = DATA.batches(40, 16)
@@ -38,14 +47,17 @@ def go(folder, batches=BATCHES, *, seed=0, lr=0.1, interrupt_at=None, **options)
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_no_bit(tmp_path):
+def test_twenty_kills_and_two_runs_in_one_folder_change_no_bit(tmp_path):
     deaths = script("killed_run.py", tmp_path)
     assert int(deaths) == 20
-    killed, whole = (torch.load(tmp_path / f"{name}.pt") for name in ("killed", "whole"))
+    names = ("whole", "killed", "first of two", "second of two")
+    whole, *others = (torch.load(tmp_path / f"{name}.pt") for name in names)
     assert len(whole["loss"]) == 1500 and torch.isfinite(whole["loss"]).all()
-    for name, value in whole.items():
-        assert torch.equal(torch.nan_to_num(killed[name]), torch.nan_to_num(value)), name
+    for other in others:
+        for name, value in whole.items():
+            assert torch.equal(torch.nan_to_num(other[name]), torch.nan_to_num(value)), name
     assert "run.pt" in [path.name for path in (tmp_path / "killed").iterdir()]
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["run.pt"]
 
 
 @pytest.mark.parametrize("moment", [0, 3, 5, 23, 39])
@@ -196,6 +208,21 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     with pytest.raises(ValueError, match="path must be a checkpoint, got .*run.pt"):
         go(tmp_path)
     assert (tmp_path / "run.pt").read_bytes() == data[:-5]
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "recorder", "generators"])
+@pytest.mark.parametrize("strange", [None, "x", {}])
+def test_a_checkpoint_whose_parts_are_strange_is_named(tmp_path, part, strange):
+    """Its checksum is right: whoever wrote it meant it."""
+    go(tmp_path, BATCHES[:10])
+    state = load_checkpoint(tmp_path / "run.pt")
+    if strange is None:
+        del state[part]
+    else:
+        state[part] = strange
+    save_checkpoint(tmp_path / "run.pt", state)
+    with pytest.raises((TypeError, ValueError), match="state must be "):
+        go(tmp_path)
 
 
 def test_dropout_needs_the_generators(tmp_path):
