@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from normcore.catapult.phases import lr_phases
 from normcore.checks import checked_count, checked_loss, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
-from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
+from normcore.doctor.ahead import Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
-from normcore.invariance.degrees import NO_EPS
+from normcore.invariance.degrees import EPS_NAMES, NO_EPS
 from normcore.invariance.probing import (
     Called,
     Evaluator,
@@ -41,7 +41,6 @@ SETTLED = 0.05
 """A norm this close to its equilibrium is there."""
 SHOWN = 4
 """Names, and changes of the schedule, that the page lists."""
-EPS_NAMES = ("eps", "epsilon", "variance_epsilon")
 MEANING = {
     "alone": "a learning rate (scale-free: it sets only their norm) on",
     "jointly": "a learning rate (scale-free together: it sets only their norm) on",
@@ -179,9 +178,7 @@ def _groups(
                 norm, grad = (_norm(source, unit) for source in (weights, grads))
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
-        family = family_of(optimizer, own)
-        known = family if family in FAMILIES else None
-        groups.append(Group(label, names, known, rates[i], own.get("betas"), alive))
+        groups.append(Group(label, names, family_of(optimizer, own), rates[i], own.get("betas"), alive))
     return groups
 
 

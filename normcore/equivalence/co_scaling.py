@@ -300,7 +300,6 @@ def _delegates(module: nn.Module) -> bool:
 
 
 def _hides(param: Tensor) -> bool:
-    """Whether it is as good as zero."""
     sizes = [float(part.abs().max()) for part in parts([param]) if part.numel()]
     return param.is_floating_point() and max(sizes, default=1.0) < HIDES
 

@@ -141,7 +141,6 @@ class ExpLR:
         return found
 
     def _undo(self) -> None:
-        """Forget a step that has not come to its end."""
         for gauge in self.gauges.values():
             gauge.undo()
 
@@ -214,7 +213,6 @@ class ExpLR:
         return self._gauge(group).log_lr
 
     def _gauge(self, group: int) -> GroupGauge:
-        """The gauge of a tagged group."""
         if checked_count("group", group, least=0) not in self.gauges:
             raise ValueError(
                 f"group must be the index of a tagged group, one of {sorted(self.gauges)}, got {group!r}"
@@ -255,7 +253,6 @@ class ExpLR:
                         t.copy_(copy)
 
     def _to_weight_decay(self) -> None:
-        """Move every gauge to x = 1."""
         self._undo()
         for gauge in self.gauges.values():
             gauge.to_weight_decay()

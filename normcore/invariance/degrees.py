@@ -80,30 +80,24 @@ def norm_input_degrees(
         require_type("groups", group, Sequence, "a list of lists of parameters")
         for parameter in group:
             require_type("groups", parameter, Tensor, "a list of lists of parameters")
-    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
-    call = inputs if pair else (inputs, {})
-    for group in groups:
         if len({*group}) < len(group) or not {*group} <= {*model.parameters()}:
             raise ValueError(
                 "groups must hold parameters of the model, each once, got another tensor or one twice"
             )
-    with untouched(model, train=True), without_eps(model):
+    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
+    call = inputs if pair else (inputs, {})
+    with untouched(model, train=True), without_eps(model), torch.no_grad():
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
         for group in groups:
-            _multiply(group, 2.0)
+            for parameter in group:
+                parameter.mul_(2.0)
             doubled = _input_norms(model, call)
             for name in base:
                 degrees[name].append(_degree(name, doubled.get(name, []), base[name]))
-            _multiply(group, 0.5)
+            for parameter in group:
+                parameter.mul_(0.5)
     return degrees
-
-
-@torch.no_grad()
-def _multiply(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiply each tensor, sharded or not, in place."""
-    for tensor in tensors:
-        tensor.mul_(factor)
 
 
 @contextmanager
@@ -188,7 +182,6 @@ def _call_degree(name: str, doubled: float, base: float) -> int | None:
     return round(exponent)
 
 
-@torch.no_grad()
 def _input_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[float]]:
     """The norm of each norm layer's input at each of its calls in one forward pass."""
     norms: dict[str, list[float]] = {}

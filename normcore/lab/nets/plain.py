@@ -127,7 +127,6 @@ def _conv_net(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    """The layers of a convolutional net, for images or for signals."""
     eps = checked_eps(eps, norm, dtype, head, affine, activation)
     channels, default = checked_counts("channels", channels), [1, *[2] * (len(channels) - 1)]
     strides = checked_counts("strides", default if strides is None else strides)

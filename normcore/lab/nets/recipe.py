@@ -142,7 +142,6 @@ def _arrivals(model: nn.Module, inputs: Any) -> tuple[set[str], set[str]]:
 
 
 def _sources(values: Sequence[Tensor], trained: dict[str, nn.Parameter]) -> set[str]:
-    """Names of the tensors that these values depend on."""
     sums = [value.sum() for value in values if value.requires_grad]
     if not sums:
         return set()
