@@ -1,7 +1,4 @@
-"""Convert saved runs between the gauges: with weight decay, exponential, and unit norm.
-
-Functions and their future stay as they are.
-"""
+"""Convert saved runs between the gauges: with weight decay, exponential, and unit norm."""
 
 import copy
 import math

@@ -1,9 +1,8 @@
 """Train at the equivalent exponential learning rate with a stock torch optimizer, in the units of the run with weight decay.
 
 Two step hooks do it. Before a step the tagged groups get the exponential rate and no weight decay, after it they
-read again as the user set them, so that schedulers work in ordinary units. Gradients are in ordinary units from
-their arrival to the step. Only scalars change, apart from element-wise work on gradients and buffers, and on weights
-at gauge resets and rebases.
+read again as the user set them. Only scalars change, apart from element-wise work on gradients and buffers, and on
+weights at gauge resets and rebases.
 """
 
 import functools

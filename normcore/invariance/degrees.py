@@ -7,7 +7,8 @@ degree; what matters is that its input has one.
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,21 +102,26 @@ def norm_input_degrees(
 
 
 @contextmanager
-def without_eps(model: nn.Module) -> Iterator[None]:
-    """Within this context every norm layer's eps is as good as 0, and that of other modules which have one."""
-    kept = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name in EPS_NAMES and _is_eps(module, value)
-    ]
+def eps_times(model: nn.Module, factor: float) -> Iterator[int]:
+    """Within this context the eps of norm layers, and of other modules which have one, is multiplied; gives how many.
+
+    A factor of 0 makes each as good as 0, torch's None for the rounding unit too, which other factors leave.
+    """
+    found = [(module, name) for module in model.modules() for name in EPS_NAMES if name in vars(module)]
+    kept = [(*place, getattr(*place)) for place in found if _is_eps(place[0], getattr(*place))]
     try:
-        for module, name, _ in kept:
-            setattr(module, name, NO_EPS)
-        yield
+        for module, name, value in kept:
+            if factor == 0.0 or value is not None:
+                setattr(module, name, max(factor * (value or 0.0), NO_EPS))
+        yield len(kept)
     finally:
         for module, name, value in kept:
             setattr(module, name, value)
+
+
+def without_eps(model: nn.Module) -> AbstractContextManager[int]:
+    """The context in which every eps is as good as 0."""
+    return eps_times(model, 0.0)
 
 
 def _is_eps(module: nn.Module, value: Any) -> bool:
@@ -185,19 +191,16 @@ def _call_degree(name: str, doubled: float, base: float) -> int | None:
 def _input_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[float]]:
     """The norm of each norm layer's input at each of its calls in one forward pass."""
     norms: dict[str, list[float]] = {}
-    handles = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, NORM_LAYERS):
 
-            def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                z = args[0] if args else kwargs["input"]
-                norms.setdefault(name, []).append(float(z.detach().double().norm()))
+    def record(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        z = args[0] if args else kwargs["input"]
+        norms.setdefault(name, []).append(float(z.detach().double().norm()))
 
-            handles.append(layer.register_forward_pre_hook(record, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if isinstance(layer, NORM_LAYERS):
+                hook = partial(record, name)
+                hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         torch.manual_seed(0)
         model.forward(*inputs[0], **inputs[1])
-    finally:
-        for handle in handles:
-            handle.remove()
     return norms
