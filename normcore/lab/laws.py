@@ -5,9 +5,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normcore.checks import checked, checked_count, require
-
-FloatArray = NDArray[np.float64]
+from normcore.checks import FloatArray, checked, checked_count, require
 
 URNS = 20
 """Draws behind a floor."""
