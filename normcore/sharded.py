@@ -56,7 +56,6 @@ class Totals:
     """
 
     def __init__(self, tensors: Sequence[Any]) -> None:
-        """Look up over which processes each tensor is spread."""
         self.columns: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
         for column, tensor in enumerate(tensors):
             if not is_sharded(tensor):

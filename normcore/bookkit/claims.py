@@ -50,9 +50,7 @@ class Record:
     kind: str  # "paper", "extension" or "control"
     measured: str  # the value, its standard error and its number of runs, "4.6 ± 0.6 (n = 10)"
     relation: str  # a key of RELATIONS
-    bound: (
-        str  # ends in "roundings" where the value is in units of the distance of two runs one rounding apart
-    )
+    bound: str  # in "roundings": the value is in units of the distance of two runs one rounding apart
     verdict: str  # see `claim`; ends in UNEXPECTED where it is not the one that the book states
     source: str  # who says so
     note: str  # the restriction of a claim in words, or the id that a control guards

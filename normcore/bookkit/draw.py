@@ -17,13 +17,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Arc
 from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
 
 import normcore as nc
 from normcore.bookkit import plots
-from normcore.checks import checked_count, require_type
+from normcore.checks import FloatArray, checked_count, require_type
 
-Vector = NDArray[np.float64]
 SPIRAL: dict[str, Any] = {"lr": 0.4, "weight_decay": 0.3, "steps": 16}
 """The pair of the front page."""
 BOUNDARY = 0.4, 0.04, 0.48, 0.3
@@ -46,20 +44,20 @@ HALO: dict[str, Any] = {"path_effects": [withStroke(linewidth=3, foreground="whi
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
 
 
-def circle(angles: Any) -> Vector:
+def circle(angles: Any) -> FloatArray:
     """The points of the unit circle at these angles."""
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def gradient(theta: Vector, target: Vector) -> Vector:
+def gradient(theta: FloatArray, target: FloatArray) -> FloatArray:
     """Of the loss -cos(angle between theta and target), which sees the direction of theta alone."""
     unit = theta / np.linalg.norm(theta)
     return ((unit @ target) * unit - target) / np.linalg.norm(theta)
 
 
 def descend(
-    theta: Vector, targets: Vector, lrs: Any, weight_decay: float = 0.0, momentum: float = 0.0
-) -> tuple[Vector, Vector]:
+    theta: FloatArray, targets: FloatArray, lrs: Any, weight_decay: float = 0.0, momentum: float = 0.0
+) -> tuple[FloatArray, FloatArray]:
     """Torch's SGD, a target and a rate a step: weights and buffers before each step and after the last."""
     path, buffers = [theta], [np.zeros(2)]
     for target, lr in zip(targets, lrs, strict=True):
@@ -68,7 +66,7 @@ def descend(
     return np.array(path), np.array(buffers)
 
 
-def spiral() -> tuple[Vector, Vector, Vector]:
+def spiral() -> tuple[FloatArray, FloatArray, FloatArray]:
     """The front page's pair: weights with weight decay, weights without, and the rates of the latter."""
     start, targets = circle(0.16), circle(1.46 + 0.3 * np.arange(SPIRAL["steps"]))
     growing = nc.exponential_lr(**SPIRAL).lr
@@ -168,7 +166,7 @@ def block_degrees(ax: Axes | None = None, *, affine: bool = False) -> Axes:
     return ax
 
 
-def boundary() -> tuple[Vector, Vector, list[float]]:
+def boundary() -> tuple[FloatArray, FloatArray, list[float]]:
     """Weights and buffer of a run with weight decay at the end of a phase; kappa of that phase and of the next."""
     lr, lower, weight_decay, momentum = BOUNDARY
     path, buffers = descend(circle(2.7), circle(1.9 - 0.2 * np.arange(8)), [lr] * 8, weight_decay, momentum)

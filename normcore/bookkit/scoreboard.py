@@ -54,7 +54,6 @@ class Row:
         return list(dict.fromkeys(notes))
 
     def _judged(self) -> list[tuple[str, Record]]:
-        """The checks from which the verdict comes."""
         return self.of_kind("extension" if self.id.startswith("X") else "paper")
 
 

@@ -6,6 +6,7 @@ Whether the layers found make up the model's kernel is not assumed: one random p
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -172,12 +173,10 @@ def _recorded(model: nn.Module, x: Any, layers: list[nn.Module]) -> tuple[Any, l
             raise Unstructured(f"a call of a {type(module).__name__} with other arguments")
         uses.append(Use(module, args[0].detach(), output.shape, get_gradient_edge(output)))
 
-    handles = [module.register_forward_hook(note, prepend=True) for module in layers]
-    try:
+    with ExitStack() as hooks:
+        for module in layers:
+            hooks.enter_context(module.register_forward_hook(note, prepend=True))
         return model(x), uses
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _plan(use: Use, samples: int, outputs: int, once: bool) -> Plan:

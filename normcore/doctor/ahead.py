@@ -16,8 +16,6 @@ from normcore.norm_dynamics.equilibrium import Equilibrium, equilibrium
 from normcore.norm_dynamics.rates import look_up, rates_of
 from normcore.schedules import FloatArray
 
-FAMILIES = ("sgd", "nesterov", "adamw")
-"""Those whose equilibrium can be read off an optimizer and one gradient; any other counts as unknown."""
 JUMP, ISOLATED = 1.5, 3.0
 """A change of phase: lr or weight decay move by more than this factor in a step, in logarithms this many times
 more than in the steps beside it (else it is the slope of a warm-up, or the foot of a cosine)."""

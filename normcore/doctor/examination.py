@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from normcore.catapult.phases import lr_phases
 from normcore.checks import checked_count, checked_loss, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
-from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
+from normcore.doctor.ahead import Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
-from normcore.invariance.degrees import NO_EPS
+from normcore.invariance.degrees import eps_times
 from normcore.invariance.probing import (
     Called,
     Evaluator,
@@ -41,7 +41,6 @@ SETTLED = 0.05
 """A norm this close to its equilibrium is there."""
 SHOWN = 4
 """Names, and changes of the schedule, that the page lists."""
-EPS_NAMES = ("eps", "epsilon", "variance_epsilon")
 MEANING = {
     "alone": "a learning rate (scale-free: it sets only their norm) on",
     "jointly": "a learning rate (scale-free together: it sets only their norm) on",
@@ -179,9 +178,7 @@ def _groups(
                 norm, grad = (_norm(source, unit) for source in (weights, grads))
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
-        family = family_of(optimizer, own)
-        known = family if family in FAMILIES else None
-        groups.append(Group(label, names, known, rates[i], own.get("betas"), alive))
+        groups.append(Group(label, names, family_of(optimizer, own), rates[i], own.get("betas"), alive))
     return groups
 
 
@@ -286,27 +283,19 @@ def _run(group: Group, family: str, angle: float) -> Iterator[Finding]:
 
 def _layer_eps(model: nn.Module, x: Any, groups: Sequence[Group]) -> Finding:
     """By how much the layers' eps change the output, now and with every norm at its equilibrium."""
-    places = [(layer, name) for layer in model.modules() for name in EPS_NAMES]
-    held = [place for place in places if isinstance(getattr(*place, None), float)]
-    own, shrunk = [getattr(*place) for place in held], [1.0]
+    evaluate, outputs, shrunk = Evaluator(model, x, seed=0), [], [1.0]
     for group in groups:
         try:
             shrunk.append((group.norm / group.equilibrium().norm) ** 2)
         except ValueError:  # no equilibrium, no move
             continue
-    evaluate, outputs = Evaluator(model, x, seed=0), []
-    try:
-        for factor in (0.0, 1.0, max(shrunk)):
-            for (layer, attribute), eps in zip(held, own, strict=True):
-                setattr(layer, attribute, max(factor * eps, NO_EPS))
+    for factor in (0.0, 1.0, max(shrunk)):
+        with eps_times(model, factor) as layers:
             outputs.append(evaluate())
-    finally:
-        for (layer, attribute), eps in zip(held, own, strict=True):
-            setattr(layer, attribute, eps)
     size = max(float(outputs[0].norm()), torch.finfo(torch.float64).tiny)
     now, later = (float((output - outputs[0]).norm()) / size for output in outputs[1:])
-    text = f"those of {len(held)} layers change the output by {now:.2g} now and by {later:.2g} at the equilibrium norms"
-    return say("eps", text, "warning" if later > BLUR else "ok", layers=len(held), now=now, later=later)
+    text = f"those of {layers} layers change the output by {now:.2g} now and by {later:.2g} at the equilibrium norms"
+    return say("eps", text, "warning" if later > BLUR else "ok", layers=layers, now=now, later=later)
 
 
 def _adam_eps(optimizer: Optimizer, grads: Mapping[str, Tensor]) -> Iterator[Finding]:

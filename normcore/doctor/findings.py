@@ -80,7 +80,6 @@ class Diagnosis:
     groups: tuple[Any, ...] = ()
 
     def __getitem__(self, name: str) -> Finding:
-        """The finding of that name."""
         found = {finding.name: finding for finding in self.findings}
         if name not in found:
             raise KeyError(f"no finding named {name!r}; there are {sorted(found)}")

@@ -1,7 +1,4 @@
-"""Convert saved runs between the gauges: with weight decay, exponential, and unit norm.
-
-Functions and their future stay as they are.
-"""
+"""Convert saved runs between the gauges: with weight decay, exponential, and unit norm."""
 
 import copy
 import math
@@ -51,7 +48,6 @@ def convert_checkpoint(state: State, to: Literal["weight_decay", "exp_lr", "unit
 
 
 def _converted(new: State, to: str) -> State:
-    """Convert the copy of a checkpoint in place."""
     for part in ("model", "optimizer"):
         require_type(f"state[{part!r}]", new.get(part), Mapping, "a state_dict")
     require_type("state['optimizer']['param_groups']", new["optimizer"]["param_groups"], list, "a list")
@@ -85,12 +81,13 @@ def _converted(new: State, to: str) -> State:
         norm = math.sqrt(sum(float(new["model"][name].double().norm()) ** 2 for name in names))
         if to == "unit_norm" and norm == 0.0:
             raise ValueError(f"state['model'] must have weights other than 0 in group {index}")
+        group = new["optimizer"]["param_groups"][index]
         if to == "weight_decay":
-            _shift(new, index, names, gauge)
-        _multiply(new, index, names, gauge, 1.0 / gauge["x"] if to == "weight_decay" else norm)
-        new["optimizer"]["param_groups"][index][RECORD] = gauge
-        if to == "weight_decay":
-            del new["optimizer"]["param_groups"][index][RECORD]
+            _regauge(new, index, names, 1.0 / gauge["x"], gauge["ratio"] * gauge["x"] ** 2)
+            group.pop(RECORD, None)
+        else:
+            _regauge(new, index, names, norm, 0.0)
+            group[RECORD] = gauge
     if to == "weight_decay":
         new["exp_lr"] = None
     return new
@@ -103,27 +100,20 @@ def _find(state: State, name: str) -> str | None:
     return {WRAPPERS.sub("", key): key for key in state}.get(WRAPPERS.sub("", name))
 
 
-def _buffers(state: State, index: int, names: list[str]) -> list[tuple[str, State]]:
-    """Pairs of a weight's name and its optimizer state, for the group of this index."""
+def _regauge(state: State, index: int, names: list[str], factor: float, shift: float) -> None:
+    """Multiply x by the factor, and weights, converted buffers and running statistics to match.
+
+    `shift` times the weights is the radial part that the exponential gauge takes out of the momentum buffers.
+    """
+    gauge, weights = state["exp_lr"]["groups"][index], state["model"]
     ids = state["optimizer"]["param_groups"][index]["params"]
-    return [(name, state["optimizer"]["state"].get(i, {})) for name, i in zip(names, ids, strict=True)]
-
-
-def _shift(state: State, index: int, names: list[str], gauge: State) -> None:
-    """Add p theta to the momentum buffers: the radial part that the exponential gauge takes out of them."""
-    for name, buffers in _buffers(state, index, names) if gauge["ratio"] != 0.0 else []:
-        if buffers.get("momentum_buffer") is not None:
-            buffers["momentum_buffer"] = (
-                buffers["momentum_buffer"] + gauge["ratio"] * gauge["x"] ** 2 * state["model"][name]
-            )
-
-
-def _multiply(state: State, index: int, names: list[str], gauge: State, factor: float) -> None:
-    """Multiply x by the factor, and weights, converted buffers and running statistics to match."""
-    for name, buffers in _buffers(state, index, names):
-        state["model"][name] = state["model"][name] / factor
-        if not gauge["decoupled"] and buffers.get("momentum_buffer") is not None:
-            buffers["momentum_buffer"] = buffers["momentum_buffer"] * factor
+    for name, i in zip(names, ids, strict=True):
+        buffers = state["optimizer"]["state"].get(i, {})
+        buffer = buffers.get("momentum_buffer")
+        if buffer is not None:
+            buffer = buffer + shift * weights[name] if shift != 0.0 else buffer
+            buffers["momentum_buffer"] = buffer if gauge["decoupled"] else buffer * factor
+        weights[name] = weights[name] / factor
     gauge["x"] *= factor
     _multiply_statistics(state, index, factor)
 

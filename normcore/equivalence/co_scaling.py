@@ -11,7 +11,7 @@ import random
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -211,14 +211,13 @@ class CoScaling:
     ) -> Run:
         """One run; if the index of a group is given, with its weights halved, or drawn anew."""
         run, layers = Run(base), {layer.module: layer for layer in self.layers}
-        handles = []
-        for name, module in root.named_modules():
-            after = functools.partial(run.after, name, layers.get(module))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-            if module in layers:
-                before = functools.partial(run.before, layers[module])
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        with untouched(root), _draws_given_back(root), torch.no_grad():
+        with untouched(root), _draws_given_back(root), torch.no_grad(), ExitStack() as hooks:
+            for name, module in root.named_modules():
+                after = functools.partial(run.after, name, layers.get(module))
+                hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
+                if module in layers:
+                    before = functools.partial(run.before, layers[module])
+                    hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
             for i, param in enumerate(root.parameters()):
                 if param.requires_grad and _hides(param):
                     _redraw(param, seed=i)
@@ -234,8 +233,6 @@ class CoScaling:
                 outputs = [t.clone() for t in tensors_in(root.forward(*args, **kwargs))]
             finally:
                 torch.clear_autocast_cache()
-                for handle in handles:
-                    handle.remove()
                 run.give_back()
             buffers = {f"buffer {n!r}": b.clone() for n, b in root.named_buffers() if b.is_floating_point()}
         run.tensors = {f"output {i}": t for i, t in enumerate(outputs)} | buffers
@@ -300,7 +297,6 @@ def _delegates(module: nn.Module) -> bool:
 
 
 def _hides(param: Tensor) -> bool:
-    """Whether it is as good as zero."""
     sizes = [float(part.abs().max()) for part in parts([param]) if part.numel()]
     return param.is_floating_point() and max(sizes, default=1.0) < HIDES
 

@@ -160,7 +160,6 @@ class GroupGauge:
         return not is_sharded(param) if self._plan is None else self.rule.decoupled
 
     def _momentum(self, param: Tensor) -> Tensor | None:
-        """A parameter's momentum buffer, if it has one yet."""
         buffer: Tensor | None = self.optimizer.state.get(param, {}).get("momentum_buffer")
         return buffer
 
@@ -246,7 +245,6 @@ class GroupGauge:
         self._arrived = {}
 
     def _restore(self) -> None:
-        """Give hyper-parameters and gradients back as they were before the step."""
         self.group.update(self._saved)
         for p, grad in self._grads:
             p.grad = grad

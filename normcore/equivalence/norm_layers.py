@@ -57,11 +57,8 @@ class NormLayer:
     def multiply_eps(self, ratio: float) -> None:
         """Bring the eps to an input that is ratio times as large, for a time."""
         if self.attribute is not None:
-            setattr(self.module, self.attribute, (self.eps or self.default()) * ratio**self.power)
-
-    def default(self) -> float:
-        """What stands for an eps that is None."""
-        return self.rounding if self.eps is None else 0.0
+            eps = self.rounding if self.eps is None else self.eps
+            setattr(self.module, self.attribute, eps * ratio**self.power)
 
     def set_eps(self, scale: float) -> None:
         """Write the eps of this scale into the module; a scale of 1 gives back what was there."""
@@ -119,9 +116,8 @@ class Run:
         self.inputs[layer.name].append(norm := input_norm(args, kwargs))
         if self.base is None:
             dtypes = [torch.promote_types(z.dtype, torch.float32) for z in tensors_in((args, kwargs))]
-            layer.rounding = (
-                torch.finfo(dtypes[0]).eps if dtypes else 0.0
-            )  # half precision is computed in float32
+            # half precision is computed in float32
+            layer.rounding = torch.finfo(dtypes[0]).eps if dtypes else 0.0
             return
         ratio = 0.5 ** self._degree(layer, norm, self.base.inputs[layer.name])
         self.eps[layer] = layer.eps

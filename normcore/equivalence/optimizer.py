@@ -1,9 +1,8 @@
 """Train at the equivalent exponential learning rate with a stock torch optimizer, in the units of the run with weight decay.
 
 Two step hooks do it. Before a step the tagged groups get the exponential rate and no weight decay, after it they
-read again as the user set them, so that schedulers work in ordinary units. Gradients are in ordinary units from
-their arrival to the step. Only scalars change, apart from element-wise work on gradients and buffers, and on weights
-at gauge resets and rebases.
+read again as the user set them. Only scalars change, apart from element-wise work on gradients and buffers, and on
+weights at gauge resets and rebases.
 """
 
 import functools
@@ -141,7 +140,6 @@ class ExpLR:
         return found
 
     def _undo(self) -> None:
-        """Forget a step that has not come to its end."""
         for gauge in self.gauges.values():
             gauge.undo()
 
@@ -214,7 +212,6 @@ class ExpLR:
         return self._gauge(group).log_lr
 
     def _gauge(self, group: int) -> GroupGauge:
-        """The gauge of a tagged group."""
         if checked_count("group", group, least=0) not in self.gauges:
             raise ValueError(
                 f"group must be the index of a tagged group, one of {sorted(self.gauges)}, got {group!r}"
@@ -255,7 +252,6 @@ class ExpLR:
                         t.copy_(copy)
 
     def _to_weight_decay(self) -> None:
-        """Move every gauge to x = 1."""
         self._undo()
         for gauge in self.gauges.values():
             gauge.to_weight_decay()

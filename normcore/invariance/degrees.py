@@ -7,7 +7,8 @@ degree; what matters is that its input has one.
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,48 +81,47 @@ def norm_input_degrees(
         require_type("groups", group, Sequence, "a list of lists of parameters")
         for parameter in group:
             require_type("groups", parameter, Tensor, "a list of lists of parameters")
-    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
-    call = inputs if pair else (inputs, {})
-    for group in groups:
         if len({*group}) < len(group) or not {*group} <= {*model.parameters()}:
             raise ValueError(
                 "groups must hold parameters of the model, each once, got another tensor or one twice"
             )
-    with untouched(model, train=True), without_eps(model):
+    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
+    call = inputs if pair else (inputs, {})
+    with untouched(model, train=True), without_eps(model), torch.no_grad():
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
         for group in groups:
-            _multiply(group, 2.0)
+            for parameter in group:
+                parameter.mul_(2.0)
             doubled = _input_norms(model, call)
             for name in base:
                 degrees[name].append(_degree(name, doubled.get(name, []), base[name]))
-            _multiply(group, 0.5)
+            for parameter in group:
+                parameter.mul_(0.5)
     return degrees
 
 
-@torch.no_grad()
-def _multiply(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiply each tensor, sharded or not, in place."""
-    for tensor in tensors:
-        tensor.mul_(factor)
-
-
 @contextmanager
-def without_eps(model: nn.Module) -> Iterator[None]:
-    """Within this context every norm layer's eps is as good as 0, and that of other modules which have one."""
-    kept = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name in EPS_NAMES and _is_eps(module, value)
-    ]
+def eps_times(model: nn.Module, factor: float) -> Iterator[int]:
+    """Within this context the eps of norm layers, and of other modules which have one, is multiplied; gives how many.
+
+    A factor of 0 makes each as good as 0, torch's None for the rounding unit too, which other factors leave.
+    """
+    found = [(module, name) for module in model.modules() for name in EPS_NAMES if name in vars(module)]
+    kept = [(*place, getattr(*place)) for place in found if _is_eps(place[0], getattr(*place))]
     try:
-        for module, name, _ in kept:
-            setattr(module, name, NO_EPS)
-        yield
+        for module, name, value in kept:
+            if factor == 0.0 or value is not None:
+                setattr(module, name, max(factor * (value or 0.0), NO_EPS))
+        yield len(kept)
     finally:
         for module, name, value in kept:
             setattr(module, name, value)
+
+
+def without_eps(model: nn.Module) -> AbstractContextManager[int]:
+    """The context in which every eps is as good as 0."""
+    return eps_times(model, 0.0)
 
 
 def _is_eps(module: nn.Module, value: Any) -> bool:
@@ -188,23 +188,19 @@ def _call_degree(name: str, doubled: float, base: float) -> int | None:
     return round(exponent)
 
 
-@torch.no_grad()
 def _input_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[float]]:
     """The norm of each norm layer's input at each of its calls in one forward pass."""
     norms: dict[str, list[float]] = {}
-    handles = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, NORM_LAYERS):
 
-            def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                z = args[0] if args else kwargs["input"]
-                norms.setdefault(name, []).append(float(z.detach().double().norm()))
+    def record(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        z = args[0] if args else kwargs["input"]
+        norms.setdefault(name, []).append(float(z.detach().double().norm()))
 
-            handles.append(layer.register_forward_pre_hook(record, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if isinstance(layer, NORM_LAYERS):
+                hook = partial(record, name)
+                hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         torch.manual_seed(0)
         model.forward(*inputs[0], **inputs[1])
-    finally:
-        for handle in handles:
-            handle.remove()
     return norms

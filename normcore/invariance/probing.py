@@ -204,7 +204,6 @@ class Evaluator:
     """f(weights) of a model on fixed inputs, with the same random draws and buffers at every call."""
 
     def __init__(self, model: nn.Module, inputs: Any, seed: int, forward: Forward | None = None) -> None:
-        """Look up the tensors that train, by name."""
         require_type("forward", forward, Callable | None, "a function or None")
         self.model, self.inputs, self.seed, self.forward = model, inputs, checked_seed(seed), forward or call
         self.tensors = trainable(model)
@@ -324,7 +323,6 @@ def refuse_strays(outputs: Iterable[Tensor], parameters: Mapping[str, Tensor]) -
 
 
 def _roles(node: Any, takers: Mapping[Any, list[tuple[Any, int]]], dim: int) -> set[str]:
-    """The roles that the takers of a node give it."""
     roles = set()
     for taker, slot in takers.get(node, []):
         kind, _, number = taker.name().partition("Backward")

@@ -225,7 +225,6 @@ def scale_invariance(
 def _checked_groups(
     groups: Mapping[str, Any] | None, parameters: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """The groups, none empty, a bare name, or not of the model."""
     require_type("groups", groups, Mapping | None, "a mapping or None")
     for key, names in (groups or {}).items():
         if not isinstance(names, Collection) or isinstance(names, str) or not names:

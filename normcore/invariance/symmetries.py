@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normcore.checks import FloatArray
 from normcore.invariance.degrees import literals_without_eps, without_eps
 from normcore.invariance.probing import (
     Evaluator,
@@ -32,7 +33,6 @@ from normcore.invariance.probing import (
     stand_ins,
 )
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 EXACT = 3e-5
@@ -55,8 +55,8 @@ class Rows:
     """Equations (rows, tensors): `radial` along each tensor W; `size` along a random direction of length |W|, rms."""
 
     names: list[str]
-    radial: Floats
-    size: Floats
+    radial: FloatArray
+    size: FloatArray
 
     def __add__(self, more: "Rows") -> "Rows":
         return Rows(self.names, np.r_[self.radial, more.radial], np.r_[self.size, more.size])
@@ -66,9 +66,9 @@ class Rows:
         columns = [self.names.index(name) for name in names]
         return Rows(list(names), self.radial[:, columns], self.size[:, columns])
 
-    def sizes(self) -> Floats:
+    def sizes(self) -> FloatArray:
         """What a random move of each tensor does to the outputs."""
-        rms: Floats = np.linalg.norm(self.size, axis=0) / len(self.size) ** 0.5
+        rms: FloatArray = np.linalg.norm(self.size, axis=0) / len(self.size) ** 0.5
         return rms.clip(min=TINY)
 
     def spare(self, eps: float) -> int:
@@ -163,7 +163,7 @@ def joint_groups(evaluate: Evaluator, rows: Rows, seed: int) -> list[list[str]]:
     return found
 
 
-def _sparse_null_vector(gram: Floats, start: int, most: int) -> Floats:
+def _sparse_null_vector(gram: FloatArray, start: int, most: int) -> FloatArray:
     """Minimise d'Gd / 2 + PENALTY * sum(d) over d >= 0 with d[start] = 1, by an active set; give up beyond `most` parts.
 
     The columns have unit length, so that of two sets with the same effect the one with the fewest and largest parts
@@ -219,7 +219,7 @@ class ScalingSymmetries:
     exponents: Integers
     inert: tuple[str, ...]
     gap: float
-    conserved: Floats
+    conserved: FloatArray
     dimension: int
 
     def __str__(self) -> str:
@@ -306,7 +306,7 @@ def _verified(evaluate: Evaluator, exponents: Integers, rows: Rows, base: Tensor
     return evaluate.distance(scaled, base) <= max(EXACT * random, 3.0 * floor)
 
 
-def _null_space(columns: Floats, rounding: float) -> tuple[Floats, float]:
+def _null_space(columns: FloatArray, rounding: float) -> tuple[FloatArray, float]:
     """Null vectors (k, n) of equations whose columns have size 1, and the gap below which a singular value is zero."""
     _, values, vectors = np.linalg.svd(columns, full_matrices=True)
     levels = np.r_[1.0, values / len(columns) ** 0.5].clip(min=TINY)
@@ -318,7 +318,7 @@ def _null_space(columns: Floats, rounding: float) -> tuple[Floats, float]:
     return vectors[cut:], float(levels[cut] / levels[cut + 1])
 
 
-def _echelon(rows: Floats) -> Floats:
+def _echelon(rows: FloatArray) -> FloatArray:
     """The reduced row echelon form, the largest entry left being the next pivot: fractions, if any basis is."""
     rows = rows.copy()
     for i in range(len(rows)):
@@ -330,7 +330,7 @@ def _echelon(rows: Floats) -> Floats:
     return rows
 
 
-def _integers(rows: Floats) -> list[Integers]:
+def _integers(rows: FloatArray) -> list[Integers]:
     """Multiples of the rows made of integers; a row that has none of small denominator is left out."""
     found = []
     for row in rows:

@@ -5,9 +5,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normcore.checks import checked, checked_count, require
-
-FloatArray = NDArray[np.float64]
+from normcore.checks import FloatArray, checked, checked_count, require
 
 URNS = 20
 """Draws behind a floor."""
@@ -202,7 +200,6 @@ def judge_null(points: ArrayLike, *, draws: int = 200, seed: int = 0) -> FloatAr
 
 
 def _answers(labels: ArrayLike, classes: int) -> FloatArray:
-    """The labels of two sets of runs, checked."""
     answers = checked("labels", labels, least=0, below=checked_count("classes", classes))
     require("labels", answers, "whole numbers", answers == np.floor(answers))
     if answers.ndim != 3 or answers.shape[1] % 2 or not answers.size:
@@ -211,7 +208,6 @@ def _answers(labels: ArrayLike, classes: int) -> FloatArray:
 
 
 def _points(points: ArrayLike) -> FloatArray:
-    """What a judge sees, checked."""
     seen = checked("points", points)
     if seen.ndim != 4 or seen.shape[1] != 2 or seen.shape[2] < 2 or not seen.size:
         raise ValueError(f"points must be (pairs, 2, at least 2 children, d), got shape {seen.shape}")

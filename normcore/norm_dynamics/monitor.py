@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from normcore.checks import checked_count, require_type, understood
 from normcore.equivalence.optimizer import ExpLR
+from normcore.equivalence.rules import unwrapped
 from normcore.norm_dynamics.rates import rates_of
 from normcore.norm_dynamics.readings import COLUMNS, Raw, Readings, columns_of
 from normcore.sharded import Totals, is_sharded, part_of_gradient, parts, reshard
@@ -80,9 +81,7 @@ class NormMonitor:
         horizon: int = 1000,
         exp_lr: ExpLR | None = None,
     ) -> None:
-        while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-            optimizer = optimizer.optimizer  # type: ignore[attr-defined]
-        require_type("optimizer", optimizer, Optimizer, "a torch optimizer")
+        optimizer = unwrapped(optimizer)
         require_type("model", model, nn.Module | None, "a torch.nn.Module or None")
         require_type("exp_lr", exp_lr, ExpLR | None, "an ExpLR or None")
         if exp_lr is not None and exp_lr.optimizer is not optimizer:
@@ -99,7 +98,6 @@ class NormMonitor:
         ]
 
     def _lay_out(self) -> None:
-        """Make room for the optimizer's tensors as they are now."""
         groups = self.optimizer.param_groups
         self._params: list[Tensor] = [p for group in groups for p in group["params"]]
         self._previous: list[Tensor] | None = None
@@ -205,14 +203,11 @@ class NormMonitor:
     def _factors(self) -> list[float]:
         """What brings each gradient to the scale of the weights before the step, as ExpLR's optimizer has it."""
         gauges = {} if self.exp_lr is None else self.exp_lr.gauges
-        factors = []
-        for i, (group, scale) in enumerate(
-            zip(self.optimizer.param_groups, self._scales_before, strict=True)
-        ):
-            gauge = gauges.get(i)
-            own = [gauge is not None and gauge.is_ordinary(p) for p in group["params"]]
-            factors += [scale if ordinary else 1.0 for ordinary in own]
-        return factors
+        return [
+            self._scales_before[i] if i in gauges and gauges[i].is_ordinary(p) else 1.0
+            for i, group in enumerate(self.optimizer.param_groups)
+            for p in group["params"]
+        ]
 
     def log(self) -> dict[str, float]:
         """The last reading and the running means as a flat dict of floats; also kept as `last`.

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from normcore.checks import checked_choice, common_shape, numbers, require_momentum, require_range, said
 from normcore.equivalence.rules import RULES, UpdateRule, rule_of
-from normcore.sharded import is_sharded, norm_over_parts
+from normcore.sharded import norm_over_parts
 
 Number = Any
 """A float, a numpy array or a torch tensor; formulas take any mix that broadcasts."""
@@ -204,17 +204,8 @@ def effective_lr(lr: Any, norm: Number = None, momentum: Number = 0.0) -> Any:
     return plain(lr / (1.0 - momentum) / norm**2)
 
 
-@torch.no_grad()
-def _norm(params: list[Tensor]) -> float:
-    if any(is_sharded(p) for p in params):
-        return norm_over_parts(params)
-    wide = {True: torch.complex128, False: torch.float64}
-    norms = (torch.linalg.vector_norm(p, dtype=wide[p.is_complex()]) for p in params)
-    return math.hypot(*map(float, norms))
-
-
 def _effective(rates: Rates, params: list[Tensor]) -> float:
-    norm = _norm(params)
+    norm = norm_over_parts(params) if params else 0.0
     if norm == 0:
         return math.inf if rates.lr > 0 else 0.0
     if look_up(rates.family).power == 4:

@@ -25,42 +25,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def make_head(features: int, classes: int, kind: str) -> nn.Linear:
-    """Make the last layer, without bias: N(0, 1/features) weights, "frozen" or "trained", or a frozen frame, "etf".
-
-    Each row has (expected) length 1. The weights of a frame (`simplex_frame`) are float64 until the net takes its dtype.
-    """
+    """Make the last layer, "frozen" or "trained", without bias: N(0, 1/features) weights, rows of expected length 1."""
     head = nn.Linear(features, classes, bias=False)
     nn.init.normal_(head.weight, std=features**-0.5)
-    if kind == "etf":
-        head.weight = nn.Parameter(simplex_frame(classes, features))
     head.weight.requires_grad_(kind == "trained")
     return head
-
-
-def simplex_frame(classes: int, features: int) -> Tensor:
-    """Draw a simplex equiangular tight frame M, (classes, features) in float64, in a random position.
-
-    The K >= 2 rows have length 1 and the same angle between any two: M M' = K/(K-1) (I - 11'/K). That takes at least
-    K - 1 features; fewer are a ValueError.
-
-    Example:
-        >>> frame = simplex_frame(3, 5)
-        >>> (frame @ frame.T).round(decimals=3).tolist()
-        [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
-
-    Source: Papyan, Han & Donoho (2020), arXiv 2008.08186.
-
-    """
-    if classes < 2:
-        raise ValueError(f"classes must be >= 2 for an 'etf' head, got {classes}")
-    if features < classes - 1:
-        need = ">= classes - 1 for an 'etf' head"
-        raise ValueError(f"features must be {need}, got {features} for {classes} classes")
-    centred = torch.eye(classes, dtype=torch.float64) - 1 / classes
-    basis = torch.linalg.qr(centred[:, :-1])[0]  # of the vectors that sum to 0
-    rotation = nn.init.orthogonal_(torch.empty(features, classes - 1, dtype=torch.float64))
-    frame: Tensor = math.sqrt(classes / (classes - 1)) * basis @ rotation.T
-    return frame
 
 
 WEIGHT_STANDARDISED = "weight-standardised"
@@ -214,7 +183,7 @@ def checked_eps(
     eps: float | None, norm: str, dtype: torch.dtype, head: str, affine: bool, activation: str = "relu"
 ) -> float:
     """Refuse unknown names; the eps, by default the smallest torch takes: a tiny one for batch and instance norm, 0 for others."""
-    checked_choice("head", head, ("frozen", "etf", "trained"))
+    checked_choice("head", head, ("frozen", "trained"))
     checked_choice("activation", activation, sorted(ACTIVATIONS))
     require_type("norm", norm, str, "a word")
     require_flags(affine=affine)

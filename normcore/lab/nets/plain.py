@@ -34,7 +34,7 @@ def mlp(
         norm: "layer", "batch", "group", "weight-standardised" (each unit's weights, in the forward
             pass) or "none".
         activation: "relu", "leaky_relu" (slope 0.2), "tanh" or "identity".
-        head: "frozen" (random), "etf" (a frozen simplex frame) or "trained".
+        head: "frozen" (random) or "trained".
         affine: whether the norms have gains and biases, which are trained.
         eps: of the norms; by default 0, or as good as 0 where torch refuses it.
         seed: of the initial weights; torch's own generator does not move.
@@ -127,7 +127,6 @@ def _conv_net(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    """The layers of a convolutional net, for images or for signals."""
     eps = checked_eps(eps, norm, dtype, head, affine, activation)
     channels, default = checked_counts("channels", channels), [1, *[2] * (len(channels) - 1)]
     strides = checked_counts("strides", default if strides is None else strides)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,19 +131,15 @@ def _arrivals(model: nn.Module, inputs: Any) -> tuple[set[str], set[str]]:
         into.extend(tensors_in(args))
         return output.detach()
 
-    handles = [m.register_forward_hook(cut) for m in model.modules() if isinstance(m, NORM_LAYERS)]
-    try:
-        with torch.enable_grad():
-            output = tensors_in(model(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.enable_grad():
+        for norm in (m for m in model.modules() if isinstance(m, NORM_LAYERS)):
+            hooks.enter_context(norm.register_forward_hook(cut))
+        output = tensors_in(model(inputs))
     trained = _trained(model)
     return _sources(output, trained), _sources(into, trained)
 
 
 def _sources(values: Sequence[Tensor], trained: dict[str, nn.Parameter]) -> set[str]:
-    """Names of the tensors that these values depend on."""
     sums = [value.sum() for value in values if value.requires_grad]
     if not sums:
         return set()

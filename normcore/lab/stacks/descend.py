@@ -265,7 +265,6 @@ def require_outputs(output: Any, y: Any) -> None:
 
 
 def _targets(y: Tensor, shape: torch.Size) -> Tensor:
-    """The targets of each run."""
     if y.shape == shape:
         return y
     if y.shape != shape[1:]:

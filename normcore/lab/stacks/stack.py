@@ -151,7 +151,6 @@ class Stack(nn.Module):
         return enters, leaves
 
     def _rows(self, x: Tensor, own: bool | None) -> Tensor:
-        """The inputs as (R, B, inputs)."""
         require_type("x", x, Tensor, "a tensor")
         require_type("own", own, bool | None, "a bool or None")
         if x.dtype != self.weights[0].dtype or not x.numel():

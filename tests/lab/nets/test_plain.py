@@ -19,30 +19,29 @@ CNN1D = partial(cnn1d, dtype=torch.float64)
 NETS = {"mlp": (MLP, IMAGES), "cnn": (CNN, IMAGES), "cnn1d": (CNN1D, SIGNALS)}
 NORMS = ["layer", "batch", "group", "instance", "weight-standardised"]
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "identity"]
-FIXED = ["frozen", "etf"]
 
 
-def possible(name, norm, activation, head):
+def possible(name, norm, activation):
     """Instance norm needs pixels, and an activation behind it: see below."""
     return norm != "instance" or (name != "mlp" and activation != "identity")
 
 
-ALL = [case for case in itertools.product(NETS, NORMS, ACTIVATIONS, FIXED) if possible(*case)]
+ALL = [case for case in itertools.product(NETS, NORMS, ACTIVATIONS) if possible(*case)]
 
 
-@pytest.mark.parametrize(("name", "norm", "activation", "head"), ALL)
-def test_ten_times_the_weights(name, norm, activation, head):
+@pytest.mark.parametrize(("name", "norm", "activation"), ALL)
+def test_ten_times_the_weights(name, norm, activation):
     make, inputs = NETS[name]
-    net = make(norm=norm, activation=activation, head=head)
+    net = make(norm=norm, activation=activation)
     assert defect(net, inputs) < 1e-12
     assert change(net, [net[-1].weight], 2.0, inputs) > 0.5  # the output is not just rounding
 
 
-@pytest.mark.parametrize(("name", "norm", "activation", "head"), ALL)
-def test_controls_a_trained_head_or_none_in_place_of_the_norm(name, norm, activation, head):
+@pytest.mark.parametrize(("name", "norm", "activation"), ALL)
+def test_controls_a_trained_head_or_none_in_place_of_the_norm(name, norm, activation):
     make, inputs = NETS[name]
     assert defect(make(norm=norm, activation=activation, head="trained"), inputs) > 1e-2
-    assert defect(make(norm="none", activation=activation, head=head), inputs) > 1e-2
+    assert defect(make(norm="none", activation=activation), inputs) > 1e-2
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -94,8 +93,7 @@ def test_trained_are_the_hidden_weights_and_what_is_asked_for():
     def trained(net):
         return [name for name, p in net.named_parameters() if p.requires_grad]
 
-    for head in FIXED:
-        assert trained(mlp((64, 16, 10), head=head)) == ["1.weight"]
+    assert trained(mlp((64, 16, 10))) == ["1.weight"]
     assert trained(mlp((64, 16, 10), head="trained")) == ["1.weight", "4.weight"]
     affine = mlp((64, 16, 10), norm="weight-standardised", affine=True)
     assert trained(affine) == ["1.weight", "2.weight", "2.bias"]
@@ -132,14 +130,14 @@ def test_cnn1d_is_cnn_on_images_of_one_row():
 def test_the_seed_makes_the_net_and_moves_nothing_else():
     before = torch.get_rng_state()
     makers = [lambda seed: mlp((64, 16, 10), seed=seed), lambda seed: preresnet(8, seed=seed)]
-    makers += [lambda seed: cnn1d(head="etf", seed=seed)]
+    makers += [lambda seed: cnn1d(seed=seed)]
     for make, name in itertools.product(makers, ("first", "last")):
         a, b, c = (list(make(seed).parameters())[0 if name == "first" else -1] for seed in (1, 1, 2))
         assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(before, torch.get_rng_state())
 
 
-MAKERS = [lambda: mlp((64, 16, 10)), cnn, lambda: cnn1d(head="etf"), preresnet, resnet, transformer]
+MAKERS = [lambda: mlp((64, 16, 10)), cnn, cnn1d, preresnet, resnet, transformer]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -195,7 +193,6 @@ def test_many_nets_run_side_by_side_under_vmap(make):
         (lambda: mlp((64, 16, 10), norm="bn"), "norm must be 'batch', 'group', 'layer'"),
         (lambda: mlp((64, 16, 10), norm="instance"), r"'instance' \(images and signals only\)"),
         (lambda: mlp((64, 16, 10), head="loose"), "head must be one of .*, got 'loose'"),
-        (lambda: mlp((64, 8, 10), head="etf"), "features must be >= classes - 1 for an 'etf' head, got 8"),
         (lambda: mlp((64, 16, 10), activation="swish"), "activation must be one of"),
         (lambda: mlp((64, 16, 10), dtype=torch.float16), "dtype must be torch.float32 or"),
         (lambda: mlp((64, 10)), r"sizes must be \(inputs, hidden, ..., classes\), got"),

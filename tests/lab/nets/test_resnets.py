@@ -23,11 +23,9 @@ def trained(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize(
-    ("make", "norm", "depth", "head"), list(itertools.product(MAKERS, NORMS, DEPTHS, ["frozen", "etf"]))
-)
-def test_ten_times_the_weights(make, norm, depth, head):
-    model = net(make, depth, norm=norm, head=head)
+@pytest.mark.parametrize(("make", "norm", "depth"), list(itertools.product(MAKERS, NORMS, DEPTHS)))
+def test_ten_times_the_weights(make, norm, depth):
+    model = net(make, depth, norm=norm)
     assert defect(model, INPUTS) < 1e-6
     assert change(model, [model[-1].weight], 2.0, INPUTS) > 0.5
 
