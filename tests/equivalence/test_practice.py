@@ -1009,6 +1009,58 @@ class Stop:
         return 0.0
 
 
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 4, 0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [5, 12], 0.3),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=15),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 30, 2.0),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 30),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 6),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 4),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, 30),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 8), lr_scheduler.ExponentialLR(o, 0.9)], [8]
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+}
+
+
+def scheduled(name, attach=nc.ExpLR, stop=None):
+    """The model after 20 scheduled steps; stopped, saved and resumed after some of them."""
+
+    def start():
+        model = net(eps=1e-2)
+        optimizer = MAKE["sgd"](groups(model))
+        attach(optimizer, model)
+        return model, optimizer, SCHEDULERS[name](optimizer)
+
+    parts = start()
+    for t, (x, y) in enumerate(batches(20)):
+        if t == stop:
+            file = io.BytesIO()
+            torch.save([part.state_dict() for part in parts], file)
+            parts = start()
+            file.seek(0)
+            for part, state in zip(parts, torch.load(file, weights_only=True), strict=True):
+                part.load_state_dict(state)
+        model, optimizer, scheduler = parts
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        scheduler.step(*([loss.item()] if "Plateau" in name else []))
+    return model
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduled_run_resumes_to_the_same_bits(name):
+    model = scheduled(name)
+    for p, q in zip(model.parameters(), scheduled(name, stop=10).parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert eval_gap([scheduled(name, attach=lambda *_: None), model]) < GAP
+
+
 # ---------------------------------------------------------------- copies
 
 
