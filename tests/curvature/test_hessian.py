@@ -390,7 +390,11 @@ def test_what_people_measure(name):
     x, y = torch.randn(8, 1, 5, 5).double(), torch.randint(3, (8,))
     model, loss_fn = Warped(), cross_entropy
     if name == "CTC":
-        model, loss_fn, y = nn.Sequential(nn.Flatten(), nn.Linear(25, 12)), letters, torch.tensor([[1, 2]] * 8)
+        model, loss_fn, y = (
+            nn.Sequential(nn.Flatten(), nn.Linear(25, 12)),
+            letters,
+            torch.tensor([[1, 2]] * 8),
+        )
     if name == "tied":
         model, x = Tied(), torch.randint(5, (8, 3))
     model = model.double()

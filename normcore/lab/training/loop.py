@@ -128,7 +128,9 @@ def train(
     ):
         require_type(name, value, kind, what)
     if not hasattr(batches, "__getitem__"):
-        raise TypeError(f"batches must be indexed by step, got a {type(batches).__name__}: give list(batches)")
+        raise TypeError(
+            f"batches must be indexed by step, got a {type(batches).__name__}: give list(batches)"
+        )
     _require_bare_step("optimizer", optimizer)
     _require_bare_step("scheduler", scheduler)
     if autocast is not None and not autocast.is_floating_point:
@@ -189,7 +191,9 @@ def _require_bare_step(name: str, stepped: Any) -> None:
     _, *others = inspect.signature(getattr(type(stepped), "step", id)).parameters.values()
     needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed:
-        raise TypeError(f"{name} must step without arguments, got a {type(stepped).__name__}, which needs {needed}")
+        raise TypeError(
+            f"{name} must step without arguments, got a {type(stepped).__name__}, which needs {needed}"
+        )
 
 
 def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Callable[[Tensor], Tensor]:
