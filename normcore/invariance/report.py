@@ -244,7 +244,7 @@ class _Nearby:
         """Take them. Where the outputs are `base`, a change of them below `floor` is rounding."""
         self.evaluate = evaluate
         with evaluate.moved(points[0]):
-            self.of_loss, _ = reverse_rows(evaluate, names, evaluate.seed, 0, loss)
+            self.of_loss = reverse_rows(evaluate, names, evaluate.seed, 0, loss)[0]
         with evaluate.moved(points[1]):
             self.of_random, outputs = reverse_rows(evaluate, names, evaluate.seed + 1)
             self.base = flat_output(outputs)

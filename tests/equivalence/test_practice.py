@@ -85,6 +85,24 @@ def test_norm_layers_of_any_class(name, optimizer):
     assert logit_gap(models, optimizers, 60) < GAP
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_that_a_layer_standardises(optimizer, beside):
+    """Its input has no scale, and its eps must follow all the same."""
+
+    def layer(inputs):
+        return own_norms.Standardised(inputs, WIDTH, eps=1e-2, beside=beside)
+
+    torch.manual_seed(0)
+    parts = [layer(DIM), nn.Identity(), nn.ReLU(), layer(WIDTH), nn.Identity(), nn.ReLU()]
+    models, optimizers = pair_of(nn.Sequential(*parts, nn.Linear(WIDTH, CLASSES)).double(), MAKE[optimizer])
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 60) < GAP
+    assert models[1][0].eps > 1.1e-2
+    exp_lr.detach()
+    assert models[1][0].eps == 1e-2 and eval_gap(models) < GAP
+
+
 @pytest.mark.parametrize("layer", [own_norms.RootMeanSquare, own_norms.OneMore])
 def test_norm_layers_of_language_models(layer):
     """They compute in float32: equal up to its rounding, where an eps that stayed would be seen."""
