@@ -17,7 +17,7 @@ from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import FAMILIES, Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
-from normcore.invariance.degrees import NO_EPS
+from normcore.invariance.degrees import EPS_NAMES, NO_EPS
 from normcore.invariance.probing import (
     Called,
     Evaluator,
@@ -41,7 +41,6 @@ SETTLED = 0.05
 """A norm this close to its equilibrium is there."""
 SHOWN = 4
 """Names, and changes of the schedule, that the page lists."""
-EPS_NAMES = ("eps", "epsilon", "variance_epsilon")
 MEANING = {
     "alone": "a learning rate (scale-free: it sets only their norm) on",
     "jointly": "a learning rate (scale-free together: it sets only their norm) on",

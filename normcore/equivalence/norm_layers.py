@@ -44,11 +44,6 @@ class NormLayer:
         self.rounding = torch.finfo(torch.float32).eps
 
     @property
-    def follows(self) -> bool:
-        """Whether its input has a scale."""
-        return any(self.degrees.values())
-
-    @property
     def eps(self) -> float | None:
         """The eps that it has now; None where it has none, or takes RMSNorm's default."""
         value = None if self.attribute is None else getattr(self.module, self.attribute)
@@ -57,11 +52,8 @@ class NormLayer:
     def multiply_eps(self, ratio: float) -> None:
         """Bring the eps to an input that is ratio times as large, for a time."""
         if self.attribute is not None:
-            setattr(self.module, self.attribute, (self.eps or self.default()) * ratio**self.power)
-
-    def default(self) -> float:
-        """What stands for an eps that is None."""
-        return self.rounding if self.eps is None else 0.0
+            eps = self.rounding if self.eps is None else self.eps
+            setattr(self.module, self.attribute, eps * ratio**self.power)
 
     def set_eps(self, scale: float) -> None:
         """Write the eps of this scale into the module; a scale of 1 gives back what was there."""

@@ -87,23 +87,18 @@ def norm_input_degrees(
             raise ValueError(
                 "groups must hold parameters of the model, each once, got another tensor or one twice"
             )
-    with untouched(model, train=True), without_eps(model):
+    with untouched(model, train=True), without_eps(model), torch.no_grad():
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
         for group in groups:
-            _multiply(group, 2.0)
+            for p in group:
+                p.mul_(2.0)
             doubled = _input_norms(model, call)
+            for p in group:
+                p.mul_(0.5)
             for name in base:
                 degrees[name].append(_degree(name, doubled.get(name, []), base[name]))
-            _multiply(group, 0.5)
     return degrees
-
-
-@torch.no_grad()
-def _multiply(tensors: Sequence[Tensor], factor: float) -> None:
-    """Multiply each tensor, sharded or not, in place."""
-    for tensor in tensors:
-        tensor.mul_(factor)
 
 
 @contextmanager
@@ -188,7 +183,6 @@ def _call_degree(name: str, doubled: float, base: float) -> int | None:
     return round(exponent)
 
 
-@torch.no_grad()
 def _input_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[float]]:
     """The norm of each norm layer's input at each of its calls in one forward pass."""
     norms: dict[str, list[float]] = {}

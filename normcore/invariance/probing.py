@@ -19,7 +19,7 @@ Points = tuple[dict[str, Tensor], dict[str, Tensor]]
 NATURAL = 0.5
 """Root mean square of a shift or gain at a moved point, if it has less: a tiny one hides, as 0 does."""
 
-SHORT = 64
+FEW = 64
 """Tokens a row that equations are taken on: any input gives some, and short ones are cheap."""
 
 
@@ -164,11 +164,8 @@ def tensors_in(values: Any) -> list[Tensor]:
     """The floating-point tensors in nested sequences and mappings."""
     if isinstance(values, Tensor):
         return [values] if values.is_floating_point() else []
-    if isinstance(values, str):
-        return []
-    children = (
-        values.values() if isinstance(values, Mapping) else values if isinstance(values, Sequence) else []
-    )
+    nested = isinstance(values, Mapping | Sequence) and not isinstance(values, str)
+    children = values.values() if isinstance(values, Mapping) else values if nested else ()
     return [tensor for child in children for tensor in tensors_in(child)]
 
 
@@ -216,9 +213,7 @@ class Evaluator:
     def on_short_rows(self) -> "Evaluator":
         """The same function on the first tokens of each row (integers, of shape (rows, tokens)), if the model takes them."""
         less = copy.copy(self)
-        less.inputs = mapped(
-            self.inputs, lambda t: t[:, :SHORT] if t.dim() == 2 and not t.is_floating_point() else t
-        )
+        less.inputs = mapped(self.inputs, lambda t: t if t.ndim != 2 or t.is_floating_point() else t[:, :FEW])
         with suppress(Exception):  # of any kind: it is the user's model that cannot
             if less.inputs is not self.inputs:
                 less()
@@ -291,9 +286,7 @@ class Evaluator:
         with self.moved(nudged):
             change = float((self() - base).norm())
             if not all(torch.equal(self.tensors[name], value) for name, value in nudged.items()):
-                raise ValueError(
-                    "model must not set its parameters in a forward pass: run it on a batch first"
-                )
+                raise ValueError("model must not set its parameters in a forward pass: run a batch first")
         bound = 1e3 * self.eps * float(base.norm())
         if change > bound and self.distance({}, base) > bound:
             raise ValueError(

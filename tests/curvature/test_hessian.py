@@ -405,6 +405,17 @@ def test_what_people_measure(name):
     assert found.method == ("finite_difference" if name == "CTC" else "double_backward")
 
 
+def test_sparse_embeddings_are_refused():
+    table = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 3)).double()
+    tokens, y = torch.randint(5, (10, 2)), torch.randint(3, (10,))
+    for measured in (
+        lambda: hessian_top_eigenvalue(table, cross_entropy, (tokens, y)),
+        lambda: nc.ntk_top_eigenvalue(table, tokens),
+    ):
+        with pytest.raises(ValueError, match="model must not have an Embedding with sparse=True"):
+            measured()
+
+
 def test_bad_input():
     model, (loss_fn, batch) = problem("layer", "ce")
     with pytest.raises(ValueError, match=r"method must be one of \('auto', .* got 'power'"):
@@ -423,9 +434,6 @@ def test_bad_input():
             hessian_top_eigenvalue(model, loss_fn, tuple(t[:0] for t in batch), way)
         with pytest.raises(ValueError, match="loss_fn must depend on the model's output"):
             hessian_top_eigenvalue(model, lambda f, y: f.detach().sum(), batch, way)
-    table = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 3)).double()
-    with pytest.raises(ValueError, match="model must not have an Embedding with sparse=True"):
-        hessian_top_eigenvalue(table, loss_fn, (torch.randint(5, (10, 2)), batch[1]))
     with pytest.raises(ValueError, match="model must have a trainable parameter"):
         hessian_top_eigenvalue(nn.Linear(0, 3, bias=False), loss_fn, batch)
     with pytest.raises(ValueError, match="start must hold 63 finite numbers"):

@@ -244,7 +244,7 @@ def test_sets_are_searched_on_short_rows_where_the_model_takes_them(make, monkey
 
     whole = found()
     assert set(lengths) == {6} and len(whole[1]) == (make is gpt)
-    monkeypatch.setattr(probing, "SHORT", 3)
+    monkeypatch.setattr(probing, "FEW", 3)
     assert found() == whole
     assert (lengths.count(3) > lengths.count(6)) == (make is gpt)
 

@@ -128,9 +128,7 @@ def train(
     ):
         require_type(name, value, kind, what)
     if not hasattr(batches, "__getitem__"):
-        raise TypeError(
-            f"batches must be indexed by step, got a {type(batches).__name__}: give list(batches)"
-        )
+        raise TypeError(f"batches must be indexed by step, got a {type(batches).__name__}: use list(batches)")
     _require_bare_step("optimizer", optimizer)
     _require_bare_step("scheduler", scheduler)
     if autocast is not None and not autocast.is_floating_point:
@@ -203,9 +201,7 @@ def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Call
         try:
             forward = torch.compile(model, mode=None if compile is True else compile)
         except RuntimeError as error:
-            raise ValueError(
-                f"compile must be a bool or a mode of torch, got {compile!r}: {error}"
-            ) from error
+            raise ValueError(f"compile must be a bool or torch's mode, got {compile!r}: {error}") from error
     if not channels_last:
         return forward
     model.to(memory_format=torch.channels_last)

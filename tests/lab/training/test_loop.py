@@ -212,7 +212,7 @@ UNFIT = {
     ),
     "a loader": (
         lambda o: {"batches": torch.utils.data.DataLoader([(DATA.x_train[0], 0)])},
-        r"batches must be indexed by step, got a DataLoader: give list\(batches\)",
+        r"batches must be indexed by step, got a DataLoader: use list\(batches\)",
     ),
     "a generator": (lambda o: {"batches": iter([])}, "batches must be a sequence of pairs"),
 }
