@@ -190,6 +190,27 @@ FAULTS = [
         PRACTICE + "test_rms_norm_in_half_precision_keeps_its_function",
     ),
     (
+        "a layer's own weights keep their eps",
+        "equivalence/norm_layers.py",
+        "else [(2, 0.5), (1, 0.5)]:",
+        "else []:",
+        PRACTICE + "test_weights_that_a_layer_standardises",
+    ),
+    (
+        "a step without its argument",
+        "lab/training/loop.py",
+        "    if needed:\n",
+        "    if False:\n",
+        "lab/training/test_loop.py",
+    ),
+    (
+        "sets of long rows are searched on all tokens",
+        "invariance/report.py",
+        "joint_groups(evaluate.on_short_rows(), free, seed)",
+        "joint_groups(evaluate, free, seed)",
+        SYMMETRIES,
+    ),
+    (
         "attached twice",
         "equivalence/optimizer.py",
         'if any(id(p) in GAUGE_OF for p in group["params"]):',

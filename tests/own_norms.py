@@ -92,3 +92,17 @@ class Block(nn.Module):
     def forward(self, x):
         x = nn.functional.layer_norm(x, x.shape[-1:], eps=self.norm_eps)
         return x + self.inner(x)
+
+
+class Standardised(nn.Linear):
+    """A layer that standardises its weights, as in BiT and NFNets; `beside` the root, or under it."""
+
+    def __init__(self, inputs, outputs, eps=1e-6, beside=False):
+        super().__init__(inputs, outputs)
+        self.eps, self.beside = eps, beside
+
+    def forward(self, x):
+        w = self.weight - self.weight.mean(1, keepdim=True)
+        variance = w.square().mean(1, keepdim=True)
+        size = variance.sqrt() + self.eps if self.beside else (variance + self.eps).sqrt()
+        return nn.functional.linear(x, w / size, self.bias)

@@ -82,9 +82,7 @@ class HessianOperator(SymmetricOperator):
         work = lambda model: grad(self._loss(model, x, y), self.snapshot.tensors, create_graph=True)  # noqa: E731
         gradients: tuple[Tensor, ...] = self.snapshot.run(work)
         if derivable_once(gradients):
-            raise RuntimeError(
-                "the model has a once_differentiable part, whose second derivative is not known"
-            )
+            raise RuntimeError("the model has a once_differentiable part, of no known second derivative")
         return gradients
 
     def _product(self, vector: Tensor) -> Tensor:

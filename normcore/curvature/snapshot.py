@@ -132,9 +132,7 @@ class Snapshot:
             same = [len(out) == len(end) for out, end in zip(apart, ends, strict=True)]
             alike = all(same) and torch.allclose(torch.cat(apart), joint, tol, tol * float(joint.abs().max()))
             if not alike:
-                raise ValueError(
-                    f"samples must not interact when chunk_size={chunk_size}, got outputs that do"
-                )
+                raise ValueError(f"samples must not interact when chunk_size={chunk_size}, got some that do")
         return chunks
 
 

@@ -120,9 +120,7 @@ class Group:
         """That of all units together, at the peak; ValueError says why there is none."""
         lr, weight_decay, momentum = self.peak
         if self.family is None:
-            raise ValueError(
-                "this optimizer has no closed form: norm, angle and time constant cannot be said"
-            )
+            raise ValueError("this optimizer has no closed form: norm, angle, time constant cannot be said")
         if not self.units:
             raise ValueError(
                 "these weights have no gradient here, or only with other groups are they scale-free"

@@ -273,7 +273,7 @@ class CoScaling:
     def settle(self) -> None:
         """Give every layer the eps of the gauges' scales; running statistics have them already."""
         for layer in self.layers:
-            if layer.follows:
+            if any(layer.degrees.values()):
                 layer.scale = self._target(layer)
                 layer.set_eps(layer.scale)
 

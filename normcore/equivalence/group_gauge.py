@@ -48,13 +48,9 @@ def multiply(tensors: list[Tensor], factor: float) -> None:
 @torch.no_grad()
 def scale_buffers(optimizer: Optimizer, params: list[Tensor], factor: float) -> None:
     """Multiply each buffer of degree r of these parameters by factor^r."""
-    if factor == 1.0:
-        return
-    for name, degree in BUFFER_DEGREES.items():
-        buffers = [
-            optimizer.state[p][name] for p in params if optimizer.state.get(p, {}).get(name) is not None
-        ]
-        multiply(buffers, factor**degree)
+    for name, degree in BUFFER_DEGREES.items() if factor != 1.0 else ():
+        found = [optimizer.state.get(p, {}).get(name) for p in params]
+        multiply([buffer for buffer in found if buffer is not None], factor**degree)
 
 
 @torch.no_grad()

@@ -44,11 +44,6 @@ class NormLayer:
         self.rounding = torch.finfo(torch.float32).eps
 
     @property
-    def follows(self) -> bool:
-        """Whether its input has a scale."""
-        return any(self.degrees.values())
-
-    @property
     def eps(self) -> float | None:
         """The eps that it has now; None where it has none, or takes RMSNorm's default."""
         value = None if self.attribute is None else getattr(self.module, self.attribute)
@@ -149,23 +144,31 @@ class Run:
     def after(
         self, name: str, layer: NormLayer | None, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> Any:
-        """A module ends: note its output, and bring a layer back; its eps may stand beside a root: (z - mean) / (std + eps)."""
+        """A module ends: note its output, and bring a layer back."""
         norm = _output_norm(output)
         if layer is not None and self.base is not None:
-            ratio = 0.5 ** self.degrees.get(layer, 0)
-            layer.scale_statistics(1.0 / ratio)
+            layer.scale_statistics(2.0 ** self.degrees.get(layer, 0))
             expected = self.base.outputs[name][len(self.outputs[name])]
-            if norm != expected and layer.power == 2 and self.eps[layer] and not layer.statistics():
-                layer.power = 1
-                self.give_back()
-                layer.multiply_eps(ratio)
-                again = module.forward(*args, **kwargs)
-                if abs(_output_norm(again) - expected) < abs(norm - expected):
-                    output, norm = again, _output_norm(again)
-                else:
-                    layer.power = 2
+            if norm != expected and self.eps[layer] and not layer.statistics():
+                output = self._otherwise(layer, args, kwargs, output, expected)
+                norm = _output_norm(output)
             self.give_back()
         self.outputs[name].append(norm)
+        return output
+
+    def _otherwise(self, layer: NormLayer, args: Any, kwargs: Any, output: Any, expected: float) -> Any:
+        """The output, or a nearer one: the eps may stand beside a root, (z - mean) / (std + eps), or with the layer's own
+        weights, which it standardises.
+        """
+        degree, power = self.degrees.get(layer, 0), layer.power
+        for layer.power, ratio in [(1, 0.5**degree)] if degree else [(2, 0.5), (1, 0.5)]:
+            self.give_back()
+            layer.multiply_eps(ratio)
+            again = layer.module.forward(*args, **kwargs)
+            if abs(_output_norm(again) - expected) < 0.1 * abs(_output_norm(output) - expected):
+                self.degrees[layer] = degree or 1
+                return again
+        layer.power = power
         return output
 
     def give_back(self) -> None:

@@ -91,13 +91,13 @@ def norm_input_degrees(
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
         for group in groups:
-            for parameter in group:
-                parameter.mul_(2.0)
+            for p in group:
+                p.mul_(2.0)
             doubled = _input_norms(model, call)
+            for p in group:
+                p.mul_(0.5)
             for name in base:
                 degrees[name].append(_degree(name, doubled.get(name, []), base[name]))
-            for parameter in group:
-                parameter.mul_(0.5)
     return degrees
 
 

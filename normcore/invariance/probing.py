@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from typing import Any
 
@@ -18,6 +18,9 @@ Points = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 NATURAL = 0.5
 """Root mean square of a shift or gain at a moved point, if it has less: a tiny one hides, as 0 does."""
+
+FEW = 64
+"""Tokens a row that equations are taken on: any input gives some, and short ones are cheap."""
 
 
 @contextmanager
@@ -126,7 +129,7 @@ def finest(model: nn.Module, x: Any, forward: Forward | None) -> torch.dtype:
     """Float64 if a copy of the model runs in it: one that makes tensors of a fixed dtype does not."""
     own = precision(model)
     with stand_ins(model, torch.float64):
-        evaluate = Evaluator(model, converted(x, torch.float64), 0, forward)
+        evaluate = Evaluator(model, converted(x, torch.float64), 0, forward).on_short_rows()
         try:
             evaluate()
         except (RuntimeError, TypeError):
@@ -161,11 +164,8 @@ def tensors_in(values: Any) -> list[Tensor]:
     """The floating-point tensors in nested sequences and mappings."""
     if isinstance(values, Tensor):
         return [values] if values.is_floating_point() else []
-    if isinstance(values, str):
-        return []
-    children = (
-        values.values() if isinstance(values, Mapping) else values if isinstance(values, Sequence) else []
-    )
+    nested = isinstance(values, Mapping | Sequence) and not isinstance(values, str)
+    children = values.values() if isinstance(values, Mapping) else values if nested else ()
     return [tensor for child in children for tensor in tensors_in(child)]
 
 
@@ -208,6 +208,16 @@ class Evaluator:
         self.model, self.inputs, self.seed, self.forward = model, inputs, checked_seed(seed), forward or call
         self.tensors = trainable(model)
         self.eps = max((torch.finfo(t.dtype).eps for t in self.tensors.values()), default=0.0)
+
+    def on_short_rows(self) -> "Evaluator":
+        """The same function on the first tokens of each row (integers, of shape (rows, tokens)), if the model takes them."""
+        less = copy.copy(self)
+        less.inputs = mapped(self.inputs, lambda t: t if t.ndim != 2 or t.is_floating_point() else t[:, :FEW])
+        with suppress(Exception):  # of any kind: it is the user's model that cannot
+            if less.inputs is not self.inputs:
+                less()
+            return less
+        return self
 
     def result(self) -> tuple[Any, list[Tensor]]:
         """What the model returns, and the tensors in it that count: the logits where it names them."""
@@ -275,9 +285,7 @@ class Evaluator:
         with self.moved(nudged):
             change = float((self() - base).norm())
             if not all(torch.equal(self.tensors[name], value) for name, value in nudged.items()):
-                raise ValueError(
-                    "model must not set its parameters in a forward pass: run it on a batch first"
-                )
+                raise ValueError("model must not set its parameters in a forward pass: run a batch first")
         bound = 1e3 * self.eps * float(base.norm())
         if change > bound and self.distance({}, base) > bound:
             raise ValueError(

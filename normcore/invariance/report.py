@@ -190,7 +190,8 @@ def scale_invariance(
             with evaluate.moved(points[1]):
                 if groups is None:
                     free = near.rows.of([name for name in names if found[name,][0] in ("no", "undetermined")])
-                    named = {f"joint {i}": tuple(g) for i, g in enumerate(joint_groups(evaluate, free, seed))}
+                    sets = joint_groups(evaluate.on_short_rows(), free, seed)
+                    named = {f"joint {i}": tuple(names) for i, names in enumerate(sets)}
                 found = {group: near.judge(group) for group in named.values()} | found
                 found |= near.doubted(found, EXACT if groups is None else NO)
         evaluate, loss = ask(coarse, forward)
@@ -242,7 +243,7 @@ class _Nearby:
         """Take them. Where the outputs are `base`, a change of them below `floor` is rounding."""
         self.evaluate = evaluate
         with evaluate.moved(points[0]):
-            self.of_loss, _ = reverse_rows(evaluate, names, evaluate.seed, 0, loss)
+            self.of_loss = reverse_rows(evaluate, names, evaluate.seed, 0, loss)[0]
         with evaluate.moved(points[1]):
             self.of_random, outputs = reverse_rows(evaluate, names, evaluate.seed + 1)
             self.base = flat_output(outputs)

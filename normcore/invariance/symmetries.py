@@ -247,7 +247,8 @@ def scaling_symmetries(
 
     Args:
         model: any module; left as it was.
-        batch: (x, y), of which only x is used, or a mapping, as of Hugging Face, for model(**batch).
+        batch: (x, y), of which only x is used, or a mapping, as of Hugging Face, for model(**batch). Of rows of tokens
+            the first 64 are used, if the model takes fewer.
         forward: from (model, x) to the output, a tensor or a structure of tensors. By default model(x), or model(**x)
             for a mapping, and of either its `logits` where it has such.
         seed: of cotangents and points.
@@ -274,7 +275,7 @@ def scaling_symmetries(
     names, (x, _) = list(parameters), inputs_and_targets(batch)
     dtype = finest(model, x, forward)
     with stand_ins(model, dtype), without_eps(model):
-        evaluate = Evaluator(model, converted(x, dtype), seed, literals_without_eps(forward))
+        evaluate = Evaluator(model, converted(x, dtype), seed, literals_without_eps(forward)).on_short_rows()
         with evaluate.moved(evaluate.nearby(names, seed)[0]):
             rows, outputs = reverse_rows(evaluate, names, seed, ROWS_A_POINT)
             refuse_strays(outputs, parameters)

@@ -355,6 +355,67 @@ def test_a_gradient_at_the_reach_of_the_random_state():
     assert first.converged and first.value == second.value and abs(other.value / first.value - 1) > 1e-3
 
 
+class Warped(nn.Module):
+    """Looks at an image where its own weights say: an interpolation."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn, self.head = nn.Linear(25, 6), nn.Linear(25, 3)
+
+    def forward(self, x):
+        grid = nn.functional.affine_grid(self.turn(x.flatten(1)).view(-1, 2, 3), x.shape, align_corners=False)
+        return self.head(nn.functional.grid_sample(x, grid, align_corners=False).flatten(1))
+
+
+class Tied(nn.Module):
+    """One table for the words that come in and go out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+
+    def forward(self, tokens):
+        return self.norm(self.embed(tokens)).mean(1) @ self.embed.weight.T
+
+
+def letters(output, y):
+    """A loss of sequences, for which torch has no second derivative."""
+    logs = output.view(-1, 4, 3).log_softmax(-1).transpose(0, 1)
+    return nn.functional.ctc_loss(logs, y, torch.full((len(y),), 4), torch.full((len(y),), 2))
+
+
+@pytest.mark.parametrize("name", ["grid_sample", "CTC", "tied"])
+def test_what_people_measure(name):
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 1, 5, 5).double(), torch.randint(3, (8,))
+    model, loss_fn = Warped(), cross_entropy
+    if name == "CTC":
+        model, loss_fn, y = (
+            nn.Sequential(nn.Flatten(), nn.Linear(25, 12)),
+            letters,
+            torch.tensor([[1, 2]] * 8),
+        )
+    if name == "tied":
+        model, x = Tied(), torch.randint(5, (8, 3))
+    model = model.double()
+    by_differences = difference_hessian(model, loss_fn, (x, y))
+    exact = float(torch.linalg.eigvalsh((by_differences + by_differences.T) / 2)[-1])
+    found = hessian_top_eigenvalue(model, loss_fn, (x, y))
+    assert found.converged and abs(found.value / exact - 1) < 1e-5
+    assert found.method == ("finite_difference" if name == "CTC" else "double_backward")
+
+
+def test_sparse_embeddings_are_refused():
+    table = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 3)).double()
+    tokens, y = torch.randint(5, (10, 2)), torch.randint(3, (10,))
+    for measured in (
+        lambda: hessian_top_eigenvalue(table, cross_entropy, (tokens, y)),
+        lambda: nc.ntk_top_eigenvalue(table, tokens),
+    ):
+        with pytest.raises(ValueError, match="model must not have an Embedding with sparse=True"):
+            measured()
+
+
 def test_bad_input():
     model, (loss_fn, batch) = problem("layer", "ce")
     with pytest.raises(ValueError, match=r"method must be one of \('auto', .* got 'power'"):
@@ -373,9 +434,6 @@ def test_bad_input():
             hessian_top_eigenvalue(model, loss_fn, tuple(t[:0] for t in batch), way)
         with pytest.raises(ValueError, match="loss_fn must depend on the model's output"):
             hessian_top_eigenvalue(model, lambda f, y: f.detach().sum(), batch, way)
-    table = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 3)).double()
-    with pytest.raises(ValueError, match="model must not have an Embedding with sparse=True"):
-        hessian_top_eigenvalue(table, loss_fn, (torch.randint(5, (10, 2)), batch[1]))
     with pytest.raises(ValueError, match="model must have a trainable parameter"):
         hessian_top_eigenvalue(nn.Linear(0, 3, bias=False), loss_fn, batch)
     with pytest.raises(ValueError, match="start must hold 63 finite numbers"):

@@ -83,6 +83,25 @@ def test_a_way_through_json_and_two_tagged_groups_change_nothing(to):
         assert torch.equal(value, twin.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("wrapped", ["model", "exp_lr"])
+def test_names_that_a_wrapper_has_lengthened(prefix, wrapped):
+    """The model saved bare and ExpLR given what DDP or torch.compile made of it, or the reverse."""
+    _, _, state = trained("momentum")
+    expected = nc.convert_checkpoint(state, "weight_decay")["model"]
+    if wrapped == "model":
+        state["model"] = {prefix + name: value for name, value in state["model"].items()}
+        expected = {prefix + name: value for name, value in expected.items()}
+    else:
+        record = state["exp_lr"]
+        record["names"] = {i: [prefix + name for name in names] for i, names in record["names"].items()}
+        degrees = record["norms"]["degrees"]
+        record["norms"]["degrees"] = {prefix + name: row for name, row in degrees.items()}
+    found = nc.convert_checkpoint(state, "weight_decay")["model"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 def test_gauges_are_what_they_say():
     _, _, state = trained("momentum")
     names = ["0.weight", "3.weight"]

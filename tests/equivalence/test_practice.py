@@ -85,6 +85,24 @@ def test_norm_layers_of_any_class(name, optimizer):
     assert logit_gap(models, optimizers, 60) < GAP
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_that_a_layer_standardises(optimizer, beside):
+    """Its input has no scale, and its eps must follow all the same."""
+
+    def layer(inputs):
+        return own_norms.Standardised(inputs, WIDTH, eps=1e-2, beside=beside)
+
+    torch.manual_seed(0)
+    parts = [layer(DIM), nn.Identity(), nn.ReLU(), layer(WIDTH), nn.Identity(), nn.ReLU()]
+    models, optimizers = pair_of(nn.Sequential(*parts, nn.Linear(WIDTH, CLASSES)).double(), MAKE[optimizer])
+    exp_lr = nc.ExpLR(optimizers[1], models[1])
+    assert logit_gap(models, optimizers, 60) < GAP
+    assert models[1][0].eps > 1.1e-2
+    exp_lr.detach()
+    assert models[1][0].eps == 1e-2 and eval_gap(models) < GAP
+
+
 @pytest.mark.parametrize("layer", [own_norms.RootMeanSquare, own_norms.OneMore])
 def test_norm_layers_of_language_models(layer):
     """They compute in float32: equal up to its rounding, where an eps that stayed would be seen."""
@@ -1007,6 +1025,58 @@ class Stop:
         if self.readings > self.last + 1:
             raise KeyboardInterrupt
         return 0.0
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 4, 0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [5, 12], 0.3),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=15),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 30, 2.0),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 30),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 6),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 4),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, 30),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 8), lr_scheduler.ExponentialLR(o, 0.9)], [8]
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+}
+
+
+def scheduled(name, attach=nc.ExpLR, stop=None):
+    """The model after 20 scheduled steps; stopped, saved and resumed after some of them."""
+
+    def start():
+        model = net(eps=1e-2)
+        optimizer = MAKE["sgd"](groups(model))
+        attach(optimizer, model)
+        return model, optimizer, SCHEDULERS[name](optimizer)
+
+    parts = start()
+    for t, (x, y) in enumerate(batches(20)):
+        if t == stop:
+            file = io.BytesIO()
+            torch.save([part.state_dict() for part in parts], file)
+            parts = start()
+            file.seek(0)
+            for part, state in zip(parts, torch.load(file, weights_only=True), strict=True):
+                part.load_state_dict(state)
+        model, optimizer, scheduler = parts
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        scheduler.step(*([loss.item()] if "Plateau" in name else []))
+    return model
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduled_run_resumes_to_the_same_bits(name):
+    model = scheduled(name)
+    for p, q in zip(model.parameters(), scheduled(name, stop=10).parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert eval_gap([scheduled(name, attach=lambda *_: None), model]) < GAP
 
 
 # ---------------------------------------------------------------- copies

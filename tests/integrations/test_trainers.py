@@ -193,7 +193,7 @@ def outputs_of(model):
 # ---------------------------------------------------------------- Lightning
 
 
-def lightning(folder, attach, groups=strong, steps=12, checkpoint=None, fits=1):
+def lightning(folder, attach, groups=strong, steps=12, checkpoint=None, fits=1, **options):
     """The net after the run, and gradient norms along it."""
     L = library("lightning")
 
@@ -230,6 +230,7 @@ def lightning(folder, attach, groups=strong, steps=12, checkpoint=None, fits=1):
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            **options,
         )
         trainer.fit(module, loader, loader, ckpt_path=checkpoint)
     return [*module.norms[-6:], *outputs_of(module.net)], module
@@ -271,7 +272,8 @@ def accelerated(folder, attach, groups=strong, stop=None, resume=False):
     if resume:
         accelerator.load_state(str(folder))
     for t in range(12 if resume else 0, 24):
-        rows = slice(16 * (t % 3), 16 * (t % 3) + 16)
+        third = (t + accelerator.process_index) % 3
+        rows = slice(16 * third, 16 * third + 16)
         with accelerator.accumulate(model):
             accelerator.backward(cross_entropy(model(x[rows]), y[rows]))
             if accelerator.sync_gradients:

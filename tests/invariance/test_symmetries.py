@@ -21,9 +21,10 @@ from invariance_nets import (
 from torch import nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
 import normcore as nc
-from normcore.invariance import symmetries
+from normcore.invariance import probing, symmetries
 from normcore.invariance.probing import Evaluator
 from normcore.invariance.symmetries import Rows, joint_groups, reverse_rows
 
@@ -211,6 +212,45 @@ def test_of_overlapping_sets_the_smallest(monkeypatch):
     monkeypatch.setattr(symmetries, "more_rows", lambda evaluate, rows, seed: rows)
     found = joint_groups(SimpleNamespace(eps=1e-16), Rows(list("abcde"), radial, abs(radial)), 0)
     assert found == [["a", "b"]]
+
+
+class Flat(nn.Module):
+    """Takes rows of one length only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.net = nn.Embedding(11, 2), nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 3))
+
+    def forward(self, ids):
+        return self.net(self.table(ids).flatten(1))
+
+
+@pytest.mark.parametrize("make", [gpt, Flat])
+def test_sets_are_searched_on_short_rows_where_the_model_takes_them(make, monkeypatch):
+    """And judged on the whole ones: what comes out is the same."""
+    lengths, ids = [], torch.randint(11, (6, 6), generator=torch.Generator().manual_seed(1))
+
+    def forward(model, x):
+        lengths.append(x["ids"].shape[1])
+        return model(x["ids"])
+
+    batch = {"ids": ids, "labels": torch.arange(6) % 3}
+
+    def symmetries():
+        return nc.scaling_symmetries(make(), batch, forward=forward).exponents.tolist()
+
+    def sets():
+        report = nc.scale_invariance(make(), cross_entropy, batch, forward=forward)
+        return [group.names for group in report.groups.values()]
+
+    whole = symmetries(), sets()
+    assert set(lengths) == {6} and len(whole[1]) == (make is gpt)
+    monkeypatch.setattr(probing, "FEW", 3)
+    for search, expected in zip((symmetries, sets), whole, strict=True):
+        lengths.clear()
+        assert search() == expected
+        assert (lengths.count(3) > 4) == (make is gpt)
 
 
 def test_dictionaries_keywords_and_structures():

@@ -195,9 +195,7 @@ def _batches(
 
 def _reading(name: str, value: Tensor, runs: int) -> FloatArray:
     if value.shape[:1] != (runs,):
-        raise ValueError(
-            f"probes[{name!r}] must give (R, ...) with R = {runs}, got shape {tuple(value.shape)}"
-        )
+        raise ValueError(f"probes[{name!r}] must give (R, ...), R = {runs}, got shape {tuple(value.shape)}")
     return _numbers(value)
 
 

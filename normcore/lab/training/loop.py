@@ -5,6 +5,7 @@ fast is measured by a twin, the same run started one rounding error away.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import fields
@@ -78,12 +79,12 @@ def train(
 
     Args:
         model: trained in place, in the mode it is in.
-        optimizer: any torch optimizer over its parameters.
+        optimizer: any torch optimizer over its parameters whose step needs no closure.
         batches: (x, y) for step 0, 1, ..., made when asked for; `[(x, y)] * steps` is full batch.
         loss_fn: of (model(x), y).
         schedule: an `EquivalentSchedule` that the optimizer follows, step by step.
         before_step: called with t after the backward pass and before the optimizer's step.
-        scheduler: a torch scheduler, stepped after each step.
+        scheduler: a torch scheduler that needs no metric, stepped after each step.
         exp_lr: the `ExpLR` attached to the optimizer; only checkpoints need to know it.
         probes: name -> function of the model, read before steps 0, every, ... and after the last.
             One with `state_dict` and `load_state_dict` is saved too.
@@ -96,7 +97,7 @@ def train(
         progress: whether to show a bar; by default on a terminal, for runs longer than 2 seconds.
 
     Raises:
-        TypeError: every or checkpoint_every is not an integer.
+        TypeError: an argument of the wrong type, an optimizer or scheduler whose step needs an argument.
         ValueError: one of them is below 1, the schedule is shorter than the batches, or the checkpoint is damaged, that
             of another run, or longer than the batches.
         OSError: a checkpoint cannot be written; the last one is still there.
@@ -126,6 +127,10 @@ def train(
         ("progress", progress, bool | None, "a bool or None"),
     ):
         require_type(name, value, kind, what)
+    if not hasattr(batches, "__getitem__"):
+        raise TypeError(f"batches must be indexed by step, got a {type(batches).__name__}: use list(batches)")
+    _require_bare_step("optimizer", optimizer)
+    _require_bare_step("scheduler", scheduler)
     if autocast is not None and not autocast.is_floating_point:
         raise ValueError(f"autocast must be a floating-point dtype, got {autocast}")
     require_probes(probes)
@@ -179,6 +184,16 @@ def train(
     return recorder.history(steps, every)
 
 
+def _require_bare_step(name: str, stepped: Any) -> None:
+    """Raise TypeError where `step` waits for what the loop does not have: a closure, a metric."""
+    _, *others = inspect.signature(getattr(type(stepped), "step", id)).parameters.values()
+    needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if needed:
+        raise TypeError(
+            f"{name} must step without arguments, got a {type(stepped).__name__}, which needs {needed}"
+        )
+
+
 def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Callable[[Tensor], Tensor]:
     """The forward pass, compiled or not, in the chosen memory format, which only images have."""
     forward: Callable[[Tensor], Tensor] = model
@@ -186,9 +201,7 @@ def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Call
         try:
             forward = torch.compile(model, mode=None if compile is True else compile)
         except RuntimeError as error:
-            raise ValueError(
-                f"compile must be a bool or a mode of torch, got {compile!r}: {error}"
-            ) from error
+            raise ValueError(f"compile must be a bool or torch's mode, got {compile!r}: {error}") from error
     if not channels_last:
         return forward
     model.to(memory_format=torch.channels_last)

@@ -204,6 +204,30 @@ def test_full_batch_and_any_optimizer():
     assert history.loss[0] == pytest.approx(start, rel=1e-12)
 
 
+UNFIT = {
+    "LBFGS": (lambda o: {"optimizer": torch.optim.LBFGS(o.param_groups[0]["params"])}, "LBFGS, .*'closure'"),
+    "on a plateau": (
+        lambda o: {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(o)},
+        "scheduler must step without arguments, got a ReduceLROnPlateau, which needs .'metrics'.",
+    ),
+    "a loader": (
+        lambda o: {"batches": torch.utils.data.DataLoader([(DATA.x_train[0], 0)])},
+        r"batches must be indexed by step, got a DataLoader: use list\(batches\)",
+    ),
+    "a generator": (lambda o: {"batches": iter([])}, "batches must be a sequence of pairs"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_the_loop_cannot_serve_is_refused_before_the_first_step(name):
+    net, batches = mlp((64, 16, 10)), load_dataset("digits").batches(3, 4)
+    before, optimizer = [p.clone() for p in net.parameters()], sgd(net)
+    change, message = UNFIT[name]
+    with pytest.raises(TypeError, match=message):
+        train(**{"model": net, "optimizer": optimizer, "batches": batches, **change(optimizer)})
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
 def test_bad_input():
     net, batches = mlp((64, 16, 10)), load_dataset("digits").batches(5, 4)
     for name in ("every", "checkpoint_every"):
