@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import linregress
 
 from normcore.checks import checked, numbers
 
@@ -107,8 +106,10 @@ def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
         raise ValueError(f"x and y must hold at least three finite values > 0, {values}")
     if xs.min() == xs.max():
         raise ValueError(f"x must hold values that differ, got {xs.tolist()}")
-    fit = linregress(np.log(xs), np.log(ys))
-    return float(fit.slope), float(fit.stderr)
+    x, y = (np.log(v) - np.log(v).mean() for v in (xs, ys))
+    power = x @ y / (x @ x)
+    missed = y - power * x
+    return float(power), float(np.sqrt(missed @ missed / (len(x) - 2) / (x @ x)))
 
 
 def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike) -> float:
