@@ -63,6 +63,12 @@ function called(element) {
   return [element.tagName.toLowerCase(), ...element.classList].join(".") + (element.id ? `#${element.id}` : "");
 }
 
+/** What a screen reader can call an element. */
+function names(element) {
+  const drawn = [...element.querySelectorAll("img, svg")].map((one) => one.alt ?? one.ariaLabel);
+  return [element.ariaLabel, element.title, element.placeholder, element.textContent, ...[...(element.labels ?? [])].map((one) => one.textContent), ...drawn];
+}
+
 /** Elements that hold text of their own; a formula is one. */
 function texts() {
   const found = new Set(document.querySelectorAll("mjx-container"));
@@ -129,6 +135,7 @@ function looked(width, medium) {
     if (["hidden", "clip"].includes(style(one).overflowX) && wide(one)) tell("cut", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
   }
   for (const one of all("mjx-container, mjx-container *")) if (one.tabIndex >= 0 && !wide(one)) tell("tab stop", one);
+  for (const one of all("a[href], button, input, select, summary, [tabindex='0']")) if (!names(one).some((text) => text?.trim())) tell("nameless", one);
   for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) tell("tab order", one);
   for (const one of all("img:not([alt=''])", article)) if (one.alt.length < 20) tell("alt", one, one.getAttribute("src"));
   for (const one of all("svg[role=img]:not([aria-hidden=true])", article)) if (!one.ariaLabel) tell("alt", one);

@@ -7,6 +7,7 @@ Each page is opened at 1280 and 390 pixels, light and dark, and as it is printed
 
 import base64
 import html
+import io
 import json
 import os
 import select
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from PIL import Image
 
 HERE = Path(__file__).parent
 LOOK = (HERE / "pages.js").read_text(encoding="utf-8")
@@ -40,6 +43,9 @@ PATIENCE = 120
 
 READY = """Promise.resolve(window.MathJax?.startup?.promise)
   .then(() => Promise.all([...document.images].map((one) => ((one.loading = "eager"), one.decode().catch(() => 0)))))"""
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""By then the page's own script has heard of another colour scheme."""
+
 LOCAL = ("file:", "data:", "blob:", "about:")
 
 
@@ -121,6 +127,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", **size)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", media=medium, features=[feature])
+        self.value(DRAWN)
 
     def open(self, path):
         """Load a page to its end, formulas and pictures included."""
@@ -135,12 +142,13 @@ class Browser:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def picture(self):
-        """The whole page at half its size."""
+    def picture(self, path):
+        """Keep the whole page at half its size; a browser asked for half the size lays the page out for half the width."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 30_000), "scale": 0.5}
-        options = dict(captureBeyondViewport=True, format="jpeg", quality=60)
-        return base64.b64decode(self.call("Page.captureScreenshot", clip=clip, **options)["data"])
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 60_000), "scale": 1}
+        options = dict(captureBeyondViewport=True, format="jpeg", quality=90)
+        found = self.call("Page.captureScreenshot", clip=clip, **options)["data"]
+        Image.open(io.BytesIO(base64.b64decode(found))).reduce(2).save(path, quality=60)
 
 
 def complaints(events):
@@ -186,7 +194,7 @@ def inspect(browser, path, pictures=None, states=tuple(STATES)):
             said = list(complaints(browser.events))
         width_before = width
         if pictures and medium == "screen":
-            Path(f"{pictures}.{state.replace(' ', '-')}.jpg").write_bytes(browser.picture())
+            browser.picture(f"{pictures}.{state.replace(' ', '-')}.jpg")
         seen = browser.value(f"(() => {{ {LOOK}\nreturn look({width}, {json.dumps(medium)}); }})()")
         faults[state], tall[state] = said + seen["faults"], seen["tall"]
         if state == "wide light":

@@ -1,11 +1,14 @@
 """The extensions that render the book, without Sphinx; `tests/test_pages.py` looks at what comes of them."""
 
+import base64
+import io
+import itertools
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 import normcore as nc
 from normcore import bookkit, lab
@@ -174,7 +177,9 @@ LEFT, RIGHT = (60, 20, 350, 280), (500, 20, 780, 280)
         ([LEFT, RIGHT, (470, 30, 480, 200)], (350, 470)),  # a column of numbers
         ([LEFT, RIGHT, (470, 30, 480, 200), (440, 130, 450, 160)], (350, 440)),  # and a short rotated label
         ([LEFT, RIGHT, (356, 60, 420, 70)], (420, 500)),  # a word beside a curve
+        ([LEFT, RIGHT, (356, 60, 362, 200), (370, 60, 420, 200)], (420, 500)),  # words one below another
         ([LEFT, RIGHT, (354, 284, 360, 293)], (360, 500)),  # a digit below the end of the axis
+        ([(20, 20, 180, 280), (189, 20, 780, 280)], None),  # rows with long names
         ([LEFT, RIGHT, (340, 150, 510, 152)], None),  # a line from panel to panel
     ],
 )
@@ -196,6 +201,40 @@ def test_cut_panels_make_the_whole(ext, tmp_path):
     assert [share for _, share in parts] == [width / 800 for width in widths]
     drawn(LEFT).save(path)
     assert panels.cut(path) == [(path, 1.0)]
+
+
+def stored_figures():
+    """Each picture that a chapter keeps, with the code that drew it."""
+    for path in chapter_paths(ROOT):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                if png := output.get("data", {}).get("image/png"):
+                    yield cell.source, Image.open(io.BytesIO(base64.b64decode(png)))
+
+
+def framed(picture):
+    """Whether a picture has a blank frame, so that no word of it is cut."""
+    blank = Image.new("RGB", picture.size, "white")
+    beyond = ImageChops.difference(picture.convert("RGB"), blank).convert("L")
+    left, top, right, bottom = beyond.point(lambda value: 255 * (value > 8)).getbbox()
+    return min(left, top, picture.width - right, picture.height - bottom) >= 2
+
+
+def test_no_word_of_a_figure_is_cut_and_every_panel_stands_alone(ext):
+    import panels
+
+    drawings = {
+        "draw.block_degrees": 2,
+        "subplot_mosaic": 2,
+    }  # panels that are no axes of their own, or not in a row
+    for source, picture in stored_figures():
+        asked = re.search(r"plots\.panels\((\d?)", source)
+        count = next((n for name, n in drawings.items() if name in source), asked and int(asked[1] or 1))
+        edges = [0, *panels.cuts(picture), picture.width]
+        assert len(edges) == count + 1, source
+        for left, right in itertools.pairwise(edges):
+            assert framed(picture.crop((left, 0, right, picture.height))), source
+    assert framed(drawn(LEFT)) and not framed(drawn((400, 20, 799, 280)))
 
 
 def test_displays_part_where_no_group_is_open(ext):

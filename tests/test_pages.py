@@ -18,7 +18,7 @@ GOOD = (
     '<h1>A page</h1><p>Words, <a style="color:inherit" href="#there">a link</a>.</p><p id="there">There.</p>'
     f'<pre>x = 1</pre><img alt="{ALT}" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" width="9" height="9">'
     "<details><summary>More</summary><p>folded</p></details>"
-    '<div data-figure="live"><input type="range" oninput="nextElementSibling.textContent = value"><b>50</b></div>'
+    '<div data-figure="live"><input type="range" aria-label="x" oninput="nextElementSibling.textContent = value"><b>50</b></div>'
 )
 LONG = "x" * 400
 FAULTS = {
@@ -32,6 +32,7 @@ FAULTS = {
     "not reachable": f'<div style="overflow-x:auto">{LONG}</div>',
     "tab stop": '<mjx-container tabindex="0">x</mjx-container>',
     "tab order": '<p tabindex="3">first</p>',
+    "nameless": '<a href="#there"><img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" width="9" height="9"></a>',
     "alt": '<img alt="x" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" width="9" height="9">',
     "leads nowhere": '<a style="color:inherit" href="#nowhere">x</a>',
     "contrast 2.85": '<p style="background:#fff;color:#999">grey</p>',
@@ -39,7 +40,7 @@ FAULTS = {
     "contrast 2.68": '<p style="background:#fff;color:#000;opacity:0.38">faded</p>',
     "thin": '<figure><figcaption style="font-weight:300">thin</figcaption></figure>',
     "titles": "<h1>Another</h1>",
-    "figure": '<div data-figure="dead"><input type="range"></div>',
+    "figure": '<div data-figure="dead"><input type="range" aria-label="x"></div>',
 }
 
 
