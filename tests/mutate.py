@@ -34,7 +34,8 @@ from cosmic_ray.plugins import get_operator, operator_names
 from parso.python.tree import Name
 
 ROOT = Path(__file__).parent.parent
-CORE = "checks files schedules sharded equivalence invariance curvature norm_dynamics catapult".split()
+CORE = ["checks", "files", "schedules", "sharded", "equivalence", "invariance", "curvature", "norm_dynamics"]
+CORE += ["catapult"]
 ALL_ROOMS = ["tests/test_bad_input.py", "tests/test_device.py"]
 QUIET = ["-q", "-p", "no:cacheprovider"]
 
