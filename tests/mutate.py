@@ -83,25 +83,26 @@ def places(source, operators):
         for part in filter(None, [*parts, node if whole else None]):
             silent.append(((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)))
     for name, operator in operators.items():
-        starts = [start for node in nodes for start, _ in operator.mutation_positions(node)]
-        for occurrence, start in enumerate(starts):
-            if not any(begin <= start < end for begin, end in silent):
+        at = [(node, start) for node in nodes for start, _ in operator.mutation_positions(node)]
+        for occurrence, (node, start) in enumerate(at):
+            sign = node.parent is None or node.parent.type != "parameters"  # the bare * and / of a signature
+            if sign and not any(begin <= start < end for begin, end in silent):
                 found[start, name.split("_")[0]].append((name, occurrence))
     return found
 
 
 def draw(files, seed):
-    """Mutants in random order, as (file, line, changed source): a longer run begins like a shorter one."""
-    chance, known = random.Random(seed), operators()
-    sources = {file: (ROOT / file).read_text() for file in files}
-    drawn = []
-    for file, source in sources.items():
-        drawn += [(file, at[0][0], chance.choice(ways)) for at, ways in sorted(places(source, known).items())]
-    chance.shuffle(drawn)
-    for file, line, (name, occurrence) in drawn:
-        changed = mutate_code(sources[file], known[name], occurrence)
+    """Mutants in random order, as (file, line, changed source), the same ones while their own lines stay."""
+    drawn, known = [], operators()
+    for file in files:
+        source = (ROOT / file).read_text()
+        for ((line, column), family), ways in places(source, known).items():
+            chance = random.Random(f"{seed} {file} {source.splitlines()[line - 1]} {column} {family}")
+            drawn.append((chance.random(), file, line, source, chance.choice(ways)))
+    for _, file, line, source, (name, occurrence) in sorted(drawn):
+        changed = mutate_code(source, known[name], occurrence)
         try:
-            if ast.dump(ast.parse(changed)) != ast.dump(ast.parse(sources[file])):
+            if ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)):
                 yield file, line, changed
         except SyntaxError:
             pass

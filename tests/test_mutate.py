@@ -12,7 +12,7 @@ import mutate
 SOURCE = '''"""A module."""
 
 
-def double(x: int | None) -> int | None:
+def double(x: int | None, *, strict: bool = True) -> int | None:
     if x is None:
         raise ValueError(f"x must not be None, got {1 + 1}")
     return 2 * x
@@ -21,7 +21,7 @@ BLIND = "from normcore.files import double\n\n\ndef test_it():\n    double(3)\n"
 LOOKS = BLIND.replace("double(3)", "assert double(3) == 6")
 
 
-def test_text_of_errors_and_annotations_stay():
+def test_text_of_errors_and_signatures_stay():
     places = mutate.places(SOURCE, mutate.operators())
     assert {line for (line, _), _ in places} == {5, 7}
 
