@@ -3,7 +3,7 @@ changed statement, and list what none of them noticed: `make mutate`.
 
 cosmic-ray makes the changes, in a scratch copy, so that a killed run leaves no damage. They are drawn with a seed, one
 at each drawn place, but not in annotations, in the text of an error, nor at zip's strict. A mutant is tried in a fork of this process,
-which has torch imported already, with the tests of its room and those of all rooms, fastest first. All that was found
+which has torch imported already, with the tests of its room and its own doctests, fastest first. All that was found
 out stands in _build/mutate: a run goes on where it stopped, and `--again` tries the survivors anew.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import ast
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -34,9 +35,8 @@ from cosmic_ray.plugins import get_operator, operator_names
 from parso.python.tree import Name
 
 ROOT = Path(__file__).parent.parent
-CORE = ["checks", "files", "schedules", "sharded", "equivalence", "invariance", "curvature", "norm_dynamics"]
-CORE += ["catapult"]
-ALL_ROOMS = ["tests/test_bad_input.py", "tests/test_device.py"]
+CORE = ["files", "schedules", "checks", "sharded", "catapult"]
+CORE += ["norm_dynamics", "curvature", "invariance", "equivalence"]  # quick ones first
 QUIET = ["-q", "-p", "no:cacheprovider"]
 
 
@@ -76,7 +76,8 @@ def operators():
 
 def places(source, operators):
     """What can be changed where: {(position, family of operators): [(operator, occurrence)]}."""
-    found, silent, nodes = defaultdict(list), [], list(ast_nodes(get_ast(source)))
+    found, silent, plain = defaultdict(list), [], ("name", "newline", "string")
+    nodes = [node for node in ast_nodes(get_ast(source)) if node.type not in plain]
     for node in ast.walk(ast.parse(source)):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
         whole = isinstance(node, ast.Raise) or getattr(node, "arg", None) == "strict"
@@ -95,7 +96,7 @@ def draw(files, seed):
     """Mutants in random order, as (file, line, changed source), the same ones while their own lines stay."""
     drawn, known = [], operators()
     for file in files:
-        source = (ROOT / file).read_text()
+        source = Path(file).read_text()
         for ((line, column), family), ways in places(source, known).items():
             chance = random.Random(f"{seed} {file} {source.splitlines()[line - 1]} {column} {family}")
             drawn.append((chance.random(), file, line, source, chance.choice(ways)))
@@ -109,16 +110,16 @@ def draw(files, seed):
 
 
 def tests_of(file):
-    """The files with the tests of a module: its own first, its room's, the doctests, those of all rooms."""
+    """The files with the tests of a module: its own first, its room's, the doctests."""
     path = Path(file)
-    own = ROOT / "tests" / path.relative_to("normcore").parent / f"test_{path.name}"
+    own = Path("tests") / path.relative_to("normcore").parent / f"test_{path.name}"
     room = (
         [own]
         if len(path.parts) == 2
         else sorted(own.parent.glob("test_*.py"), key=lambda other: other != own)
     )
-    tests = [*(str(other.relative_to(ROOT)) for other in room), file, *ALL_ROOMS]
-    return [name for name in tests if (ROOT / name).exists()]
+    tests = [*map(str, room), file]
+    return [name for name in tests if Path(name).exists()]
 
 
 def run(arguments, note, limit):
@@ -134,7 +135,7 @@ def run(arguments, note, limit):
 
     process = get_context("fork").Process(target=child)
     process.start()
-    process.join(60 * limit)
+    process.join(30 * limit)
     process.kill()
     process.join()
     return process.exitcode, Path("log").read_text()
@@ -167,7 +168,7 @@ class Watch:
 
 def watched(tests, folder):
     """What `Watch` saw of a file of tests, from the folder if it was seen before; without a mutant all must pass."""
-    content = b"".join((ROOT / name).read_bytes() for name in [tests, *sources()])
+    content = b"".join(Path(name).read_bytes() for name in [tests, *sources()])
     goal = folder / f"{tests.replace('/', '.')}.{hashlib.sha256(content).hexdigest()[:12]}.json"
     if not goal.exists():
         code, log = run([tests], Watch(goal), 3600)
@@ -178,15 +179,15 @@ def watched(tests, folder):
 
 def sources():
     """The files of the core."""
-    inside = re.compile(rf"normcore/({'|'.join(CORE)})(/|\.py$)")
-    return [
-        name for p in sorted(ROOT.glob("normcore/**/*.py")) if inside.match(name := str(p.relative_to(ROOT)))
+    rooms = [
+        [f"normcore/{room}.py", *sorted(map(str, Path(f"normcore/{room}").glob("*.py")))] for room in CORE
     ]
+    return [file for room in rooms for file in room if Path(file).exists()]
 
 
 def reaching(file, line, folder):
     """The tests that execute the statement at a line, fastest first; all of the room's where none is seen to."""
-    tree = ast.parse((ROOT / file).read_text())
+    tree = ast.parse(Path(file).read_text())
     around = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and n.lineno <= line <= n.end_lineno]
     inner = min(around, key=lambda n: n.end_lineno - n.lineno)
     ids, seconds = set(), {}
@@ -204,9 +205,9 @@ def reaching(file, line, folder):
     return sorted(ids or seconds, key=seconds.get), 30 + 3 * int(sum(seconds[t] for t in ids or seconds))
 
 
-def attempt(scratch, file, changed, tests, limit):
-    """What kills a mutant in the scratch copy, which is whole again afterwards; None if it survives."""
-    path = scratch / file
+def attempt(file, changed, tests, limit):
+    """What kills a mutant; None if it survives. The file is whole again afterwards."""
+    path = Path(file)
     before = path.read_bytes()
     path.write_text(changed)
     try:
@@ -217,8 +218,8 @@ def attempt(scratch, file, changed, tests, limit):
     return None if code == 0 else told[1] if told else f"exit {code}"
 
 
-def scratch_copy(folder):
-    """A copy of the code and its tests, without what a run leaves behind; later imports and relative paths mean it."""
+def work_in_copy(folder):
+    """Copy the code and its tests, and work there: imports and relative paths mean the copy."""
     for part in ("normcore", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -226,22 +227,23 @@ def scratch_copy(folder):
     sys.path.insert(0, str(folder))
     os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # not needed here, and slow to import
-    return folder
 
 
 def main(count, seed, again, folder):
     """A line a mutant, then the survivors and the sum."""
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     book = folder / "verdicts.jsonl"
     known = dict(map(json.loads, book.read_text().splitlines())) if book.exists() else {}
     told = {}
     with tempfile.TemporaryDirectory() as scratch, book.open("a") as verdicts:
-        scratch = scratch_copy(Path(scratch))
-        for (file, line, changed), _ in zip(draw(sources(), seed), range(count), strict=False):
-            old, new = (ROOT / file).read_text().splitlines(), changed.splitlines()
+        work_in_copy(Path(scratch))
+        drawn = list(itertools.islice(draw(sources(), seed), count))
+        for file, line, changed in sorted(drawn, key=lambda mutant: sources().index(mutant[0])):
+            old, new = Path(file).read_text().splitlines(), changed.splitlines()
             change = "\n".join([f"{file}:{line}", *(x for x in difflib.ndiff(old, new) if x[0] in "-+")])
             if change not in known or (again and known[change] is None):
-                known[change] = attempt(scratch, file, changed, *reaching(file, line, folder))
+                known[change] = attempt(file, changed, *reaching(file, line, folder))
                 print(json.dumps([change, known[change]]), file=verdicts, flush=True)
             told[change] = known[change]
             print(
