@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
-.PHONY: help book test lint fast chapter bench html pages store robust bite clean
+.PHONY: help book test lint fast chapter bench html pages store robust bite mutate clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -63,6 +63,10 @@ robust: $(READY)  ## Every chapter under eight perturbations; writes book/robust
 
 bite: $(READY)  ## Plant faults one at a time and print which test catches each
 	$(BIN)/python tests/bite.py
+
+mutate: $(READY)  ## Change the core in 300 drawn places, one at a time: which tests notice? (an hour; resumes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,mutate]"
+	$(BIN)/python tests/mutate.py
 
 clean:  ## Remove what the other targets made, but for .venv
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

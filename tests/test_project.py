@@ -184,7 +184,7 @@ def test_launch_buttons_name_the_notebooks_once():
 
 def test_make_help_lists_every_target():
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("book", "test", "html", "store", "robust", "bite"):
+    for target in ("book", "test", "html", "store", "robust", "bite", "mutate"):
         assert f"make {target}" in result.stdout
 
 

@@ -1,0 +1,76 @@
+"""The driver of `make mutate`: a fault is planted, noticed, and gone again; tests that look at nothing are told of."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("cosmic_ray", reason="pip install -e '.[mutate]'")
+import mutate
+
+SOURCE = '''"""A module."""
+
+
+def double(x: int | None, *, strict: bool = True) -> int | None:
+    if x is None:
+        raise ValueError(f"x must not be None, got {1 + 1}")
+    return 2 * x
+'''
+BLIND = "from normcore.files import double\n\n\ndef test_it():\n    double(3)\n"
+LOOKS = BLIND.replace("double(3)", "assert double(3) == 6")
+
+
+def test_text_of_errors_and_signatures_stay():
+    places = mutate.places(SOURCE, mutate.operators())
+    assert {line for (line, _), _ in places} == {5, 7}
+
+
+def test_every_kind_of_change_is_made():
+    source = "f(a, k=2)\nx = a < 1 and not b\nfor i in y:\n    x += i * 3\n"
+    known = mutate.operators()
+    ways = [way for found in mutate.places(source, known).values() for way in found]
+    changed = {mutate.mutate_code(source, known[name], occurrence) for name, occurrence in ways}
+    for part in ("None\n", "f(a, **{})", "k= 3", "a <= 1", "a < 1 or not b", "and  b", "in []:", "i / 3"):
+        assert any(part in text for text in changed), part
+    assert source not in changed and not any("<<" in text for text in changed)
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """A project of one module; what the driver says of it with these tests."""
+    (tmp_path / "normcore").mkdir()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "normcore" / "files.py").write_text(SOURCE)
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\naddopts = '--import-mode=importlib'\n"
+    )
+    shutil.copy(mutate.__file__, tmp_path / "tests")
+
+    def run(tests, *options):
+        (tmp_path / "tests" / "test_files.py").write_text(tests)
+        command = [sys.executable, "tests/mutate.py", *options]
+        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (tmp_path / "normcore" / "files.py").read_text() == SOURCE
+        book = tmp_path / "_build" / "mutate" / "verdicts.jsonl"
+        return told.stdout + told.stderr, len(book.read_text().splitlines())
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_mutant_is_killed_by_a_test_that_looks_and_survives_one_that_does_not(judge):
+    blind, tried = judge(BLIND)
+    assert "SURVIVED normcore/files.py:7" in blind and "+     return" in blind  # the control
+    assert f"{tried} mutants killed" in blind and not blind.endswith(
+        f"{tried} of {tried} mutants killed (seed 0)\n"
+    )
+    looks, more = judge(LOOKS, "--again")
+    assert looks.endswith(f"{tried} of {tried} mutants killed (seed 0)\n") and tried < more < 2 * tried
+    assert judge(LOOKS, "--again") == (looks, more)  # nothing is tried twice
+
+
+@pytest.mark.slow
+def test_tests_that_fail_without_a_mutant_judge_nothing(judge):
+    told, tried = judge(LOOKS.replace("6", "7"))
+    assert "does not pass without a mutant" in told and tried == 0
