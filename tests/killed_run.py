@@ -13,6 +13,7 @@ import sys
 import time
 
 import torch
+import torch._dynamo  # which a first step imports: once here, and not in each life
 
 import normcore as nc
 from normcore.lab import load_dataset, train, trainable, weight_norm

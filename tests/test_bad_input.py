@@ -6,6 +6,8 @@ a NaN or an error from further down.
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +119,13 @@ def test_every_public_function_has_a_row():
             missing[name] = wanted - held.get(name, set())
     assert missing == {}
     assert not FREE.keys() & held.keys()
+
+
+def test_the_page_on_testing_counts_no_more_calls_than_are_made():
+    page = (Path(__file__).parent.parent / "book" / "how_it_is_tested.md").read_text()
+    functions = int(re.search(r"a row for each of (\d+) public functions", page)[1])
+    calls = int(re.search(r"More than ([\d,]+) calls", page)[1].replace(",", ""))
+    assert len(ROWS) >= functions and sum(len(list(bad(row))) for row in ROWS.values()) > calls
 
 
 def test_one_example_a_run_needs_an_axis_for_it():

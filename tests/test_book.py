@@ -71,6 +71,13 @@ def test_margins_are_measured_under_eight_perturbations_and_the_page_tells_what_
     assert robust.summary(BOARD) in (ROOT / "book" / "reproducing.md").read_text()
 
 
+def test_the_page_on_testing_counts_no_more_checks_than_there_are():
+    kinds = [check["kind"] for checks in BOARD["chapters"].values() for check in checks.values()]
+    told = "more than 700 of them, a third of which are controls"
+    assert told in (ROOT / "book" / "how_it_is_tested.md").read_text()
+    assert len(kinds) > 700 and 0.3 < kinds.count("control") / len(kinds) < 0.4
+
+
 def test_every_row_of_a_paper_is_tested():
     rows = {row.id: row for rows in load_scoreboard(ROOT).values() for row in rows}
     assert [id for id, row in rows.items() if row.verdict == NOT_TESTED] == []

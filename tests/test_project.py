@@ -210,6 +210,8 @@ def test_an_old_python_is_told_so(tmp_path):
 def test_every_planted_fault_still_has_its_place():
     """`make bite` takes long; that its faults apply, and that their tests exist, is seen at once."""
     bite = runpy.run_path(str(ROOT / "tests" / "bite.py"), run_name="bite")
+    page = (ROOT / "book" / "how_it_is_tested.md").read_text()
+    assert len(bite["FAULTS"]) >= int(re.search(r"plants (\d+) faults", page)[1])
     for name, file, text, replacement, tests in bite["FAULTS"]:
         found = (ROOT / "normcore" / file).read_text(encoding="utf-8").count(text)
         assert found == 1, f"{name}: {found} places in {file}"

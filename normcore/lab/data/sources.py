@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,11 +54,13 @@ def read(name: str, root: str | Path | None, download: bool, image_size: int | N
 
 
 def digits() -> Raw:
-    """Scikit-learn's handwritten digits in a fixed random order, from its file: it takes a second to import."""
-    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = np.random.default_rng(0).permutation(np.loadtxt(str(file), delimiter=",", dtype=np.int64))
-    images = torch.tensor(table[:, :-1], dtype=torch.uint8).reshape(-1, 1, 8, 8)
-    y = torch.tensor(table[:, -1])
+    """Scikit-learn's handwritten digits in a fixed random order."""
+    from sklearn.datasets import load_digits  # a second to import, and most data need it not
+
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    images = torch.tensor(pixels[order], dtype=torch.uint8).reshape(-1, 1, 8, 8)
+    y = torch.tensor(labels[order], dtype=torch.int64)
     cut, names = DIGITS_TRAIN, tuple("0123456789")
     return Raw(images[:cut], y[:cut], images[cut:], y[cut:], names, white=16)
 

@@ -85,8 +85,6 @@ def test_batch_norm_has_the_smallest_eps_that_is_a_normal_number():
     for eps in (None, 1e-12):
         shrunk[eps] = defect(cnn((8,), eps=eps), IMAGES, 2.0**-22)
     assert shrunk[None] < 1e-6 < 1e-2 < shrunk[1e-12]
-    with pytest.raises(ValueError, match="eps must be positive"):  # torch's own
-        cnn(eps=0.0).train()(IMAGES.float())
 
 
 def test_trained_are_the_hidden_weights_and_what_is_asked_for():
