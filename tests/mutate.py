@@ -1,16 +1,16 @@
-"""Change one operator, number, condition, call or keyword of the core at a time, run the tests that execute the
-changed statement, and list what none of them noticed: `make mutate`.
+"""Change one operator, number, condition, call or keyword of the core at a time, run the tests of its room, and list
+what none of them noticed: `make mutate`.
 
 cosmic-ray makes the changes, in a scratch copy, so that a killed run leaves no damage. They are drawn with a seed, one
-at each drawn place, but not in annotations, in the text of an error, nor at zip's strict. A mutant is tried in a fork of this process,
-which has torch imported already, with the tests of its room and its own doctests, fastest first. All that was found
-out stands in _build/mutate: a run goes on where it stopped, and `--again` tries the survivors anew.
+at each drawn place, but not in annotations, in the text of an error, nor at zip's strict. A mutant is tried in a fork
+of this process, which has torch imported already: first with the tests that name its module and its doctests, then, if
+it still lives, with all others of its room. Verdicts stand in _build/mutate: a run goes on where it stopped, and
+`--again` tries the survivors anew.
 """
 
 import argparse
 import ast
 import difflib
-import hashlib
 import itertools
 import json
 import os
@@ -25,7 +25,6 @@ from contextlib import redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 
-import coverage
 import pytest
 import torch  # noqa: F401  once, for all forks
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -37,7 +36,10 @@ from parso.python.tree import Name
 ROOT = Path(__file__).parent.parent
 CORE = ["files", "schedules", "checks", "sharded", "catapult"]
 CORE += ["norm_dynamics", "curvature", "invariance", "equivalence"]  # quick ones first
-QUIET = ["-q", "-p", "no:cacheprovider"]
+LIMIT = 300
+"""Seconds of the processor for one run of tests."""
+SOUND = set()
+"""Tests seen to pass without a mutant."""
 
 
 class DropCall(Operator):
@@ -109,74 +111,6 @@ def draw(files, seed):
             pass
 
 
-def tests_of(file):
-    """The files with the tests of a module: its own first, its room's, the doctests."""
-    path = Path(file)
-    own = Path("tests") / path.relative_to("normcore").parent / f"test_{path.name}"
-    room = (
-        [own]
-        if len(path.parts) == 2
-        else sorted(own.parent.glob("test_*.py"), key=lambda other: other != own)
-    )
-    tests = [*map(str, room), file]
-    return [name for name in tests if Path(name).exists()]
-
-
-def run(arguments, note, limit):
-    """pytest in a fork that may use the processor for `limit` seconds; `note` makes a plugin of what it learns."""
-
-    def child():
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-        with open("log", "w") as log, redirect_stdout(log):
-            code = pytest.main([*QUIET, *arguments], plugins=[note] if note else [])
-            if note:
-                note.write()
-        os._exit(code)
-
-    process = get_context("fork").Process(target=child)
-    process.start()
-    process.join(30 * limit)
-    process.kill()
-    process.join()
-    return process.exitcode, Path("log").read_text()
-
-
-class Watch:
-    """Which test executes which line of the core, and in how many seconds."""
-
-    def __init__(self, goal):
-        self.goal, self.seconds, self.coverage = goal, defaultdict(float), None
-
-    def pytest_sessionstart(self):
-        self.coverage = coverage.Coverage(data_file=None, include=[f"{Path.cwd()}/normcore/*"])
-        self.coverage.start()
-
-    def pytest_runtest_logstart(self, nodeid):
-        self.coverage.switch_context(nodeid)
-
-    def pytest_runtest_logreport(self, report):
-        self.seconds[report.nodeid] += report.duration
-
-    def write(self):
-        self.coverage.stop()
-        data = self.coverage.get_data()
-        lines = {
-            str(Path(f).relative_to(Path.cwd())): data.contexts_by_lineno(f) for f in data.measured_files()
-        }
-        self.goal.write_text(json.dumps({"seconds": self.seconds, "lines": lines}))
-
-
-def watched(tests, folder):
-    """What `Watch` saw of a file of tests, from the folder if it was seen before; without a mutant all must pass."""
-    content = b"".join(Path(name).read_bytes() for name in [tests, *sources()])
-    goal = folder / f"{tests.replace('/', '.')}.{hashlib.sha256(content).hexdigest()[:12]}.json"
-    if not goal.exists():
-        code, log = run([tests], Watch(goal), 3600)
-        if code not in (0, 5):
-            raise SystemExit(f"{tests} does not pass without a mutant ({code}):\n{log[-2000:]}")
-    return json.loads(goal.read_text())
-
-
 def sources():
     """The files of the core."""
     rooms = [
@@ -185,37 +119,52 @@ def sources():
     return [file for room in rooms for file in room if Path(file).exists()]
 
 
-def reaching(file, line, folder):
-    """The tests that execute the statement at a line, fastest first; all of the room's where none is seen to."""
-    tree = ast.parse(Path(file).read_text())
-    around = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and n.lineno <= line <= n.end_lineno]
-    inner = min(around, key=lambda n: n.end_lineno - n.lineno)
-    ids, seconds = set(), {}
-    for tests in tests_of(file):
-        seen = watched(tests, folder)
-        seconds |= seen["seconds"]
-        lines = seen["lines"].get(file, {})
-        ids |= {
-            test
-            for at in range(inner.lineno, inner.end_lineno + 1)
-            for test in lines.get(str(at), [])
-            if test
-        }
-    ids &= seconds.keys()
-    return sorted(ids or seconds, key=seconds.get), 30 + 3 * int(sum(seconds[t] for t in ids or seconds))
+def tests_of(file):
+    """The tests of a module in two parts: those that name it and its doctests, then all others of its room."""
+    path = Path(file)
+    folder = Path("tests") / path.relative_to("normcore").parent
+    room = sorted(folder.glob("test_*.py" if len(path.parts) > 2 else f"test_{path.name}"))
+    own = [test for test in room if test.stem == f"test_{path.stem}"]
+    own = own or [test for test in room if re.search(rf"\b{path.stem}\b", test.read_text())]
+    return [*map(str, own), file], [str(test) for test in room if test not in own]
 
 
-def attempt(file, changed, tests, limit):
-    """What kills a mutant; None if it survives. The file is whole again afterwards."""
+def run(arguments):
+    """pytest in a fork, which may use the processor for LIMIT seconds; what it says."""
+
+    def child():
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
+        with open("log", "w") as log, redirect_stdout(log):
+            code = pytest.main(["-q", "-p", "no:cacheprovider", "-x", *arguments])
+        os._exit(code)
+
+    process = get_context("fork").Process(target=child)
+    process.start()
+    process.join(20 * LIMIT)
+    process.kill()
+    process.join()
+    return process.exitcode, Path("log").read_text()
+
+
+def attempt(file, changed, tests):
+    """Which test kills a mutant, one that passes without it; None if it survives. The file is whole again afterwards."""
     path = Path(file)
     before = path.read_bytes()
     path.write_text(changed)
     try:
-        code, log = run(["-x", *tests], None, limit)
+        code, log = run(tests)
     finally:
         path.write_bytes(before)
+    if code in (0, 5):  # 5: no test there
+        return None
     told = re.search(r"^(?:FAILED|ERROR) (\S+)", log, re.MULTILINE)
-    return None if code == 0 else told[1] if told else f"exit {code}"
+    killer = told[1] if told else f"exit {code}"
+    if told and killer not in SOUND:
+        collected = [] if "::" in killer else ["--collect-only"]  # a file that cannot even be read
+        if (code := run([killer, *collected])[0]) not in (0, 5):
+            raise SystemExit(f"{killer} does not pass without a mutant ({code})")
+        SOUND.add(killer)
+    return killer
 
 
 def work_in_copy(folder):
@@ -230,29 +179,35 @@ def work_in_copy(folder):
 
 
 def main(count, seed, again, folder):
-    """A line a mutant, then the survivors and the sum."""
+    """A line a mutant and part of the tests, then the survivors and the sum."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     book = folder / "verdicts.jsonl"
-    known = dict(map(json.loads, book.read_text().splitlines())) if book.exists() else {}
-    told = {}
+    known = (
+        {tuple(key): by for key, by in map(json.loads, book.read_text().splitlines())}
+        if book.exists()
+        else {}
+    )
     with tempfile.TemporaryDirectory() as scratch, book.open("a") as verdicts:
         work_in_copy(Path(scratch))
-        drawn = list(itertools.islice(draw(sources(), seed), count))
-        for file, line, changed in sorted(drawn, key=lambda mutant: sources().index(mutant[0])):
-            old, new = Path(file).read_text().splitlines(), changed.splitlines()
-            change = "\n".join([f"{file}:{line}", *(x for x in difflib.ndiff(old, new) if x[0] in "-+")])
-            if change not in known or (again and known[change] is None):
-                known[change] = attempt(file, changed, *reaching(file, line, folder))
-                print(json.dumps([change, known[change]]), file=verdicts, flush=True)
-            told[change] = known[change]
-            print(
-                f"{len(told):4} {'killed' if told[change] else 'SURVIVED':9}{file}:{line} {told[change] or ''}",
-                flush=True,
-            )
+        drawn = [(said(*mutant), mutant) for mutant in itertools.islice(draw(sources(), seed), count)]
+        killed = {change: by for (change, _), by in known.items() if by}
+        for part in range(2):
+            for change, (file, line, changed) in drawn:
+                if change not in killed and (again or (change, part) not in known):
+                    by = attempt(file, changed, tests_of(file)[part]) if tests_of(file)[part] else None
+                    print(json.dumps([[change, part], by]), file=verdicts, flush=True)
+                    print(f"{'killed' if by else 'survived':9}{file}:{line} {by or ''}", flush=True)
+                    killed |= {change: by} if by else {}
         os.chdir(ROOT)
-    print(*(change for change, by in told.items() if not by), sep="\n")
-    print(f"{sum(map(bool, told.values()))} of {len(told)} mutants killed (seed {seed})")
+    print(*(change for change, _ in drawn if change not in killed), sep="\n")
+    print(f"{sum(change in killed for change, _ in drawn)} of {len(drawn)} mutants killed (seed {seed})")
+
+
+def said(file, line, changed):
+    """A mutant in words: the place, and the lines before and after."""
+    lines = difflib.ndiff(Path(file).read_text().splitlines(), changed.splitlines())
+    return "\n".join([f"{file}:{line}", *(text for text in lines if text[0] in "-+")])
 
 
 if __name__ == "__main__":

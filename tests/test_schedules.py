@@ -75,3 +75,23 @@ def test_frozen_and_equal():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_steps_are_exact_and_times_between_them_are_taken():
+    late = 2**53 + 1  # no float
+    schedule = nc.StepDecay(1.0, (late,), factor=0.5)
+    assert [schedule(late - 1), schedule(late), schedule(10**400)] == [1.0, 0.5, 0.5]
+    assert nc.Exponential(1.0, 4.0)(0.5) == pytest.approx(2.0, rel=1e-15)
+    assert nc.Cosine(1.0, 2)(0.5) == pytest.approx((1 + math.sqrt(0.5)) / 2, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("t", "error"),
+    [(-1, ValueError), (-0.5, ValueError), (math.inf, ValueError), (math.nan, ValueError)]
+    + [(t, TypeError) for t in ("1", None, True, 1j)],
+)
+def test_no_step(t, error):
+    for schedule in (nc.Constant(0.1), nc.StepDecay(0.1, (2,)), nc.Cosine(0.1, 9), nc.Exponential(0.1, 1.5)):
+        for ask in (schedule, schedule.log):
+            with pytest.raises(error, match="t must be"):
+                ask(t)

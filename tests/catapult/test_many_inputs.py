@@ -73,6 +73,16 @@ def test_edges_by_sweep_over_a_batch(width):
     assert np.isinf(run.output[-1, 4]).all() and np.isinf(run.state.vv[4]).all()
 
 
+def test_the_loss_is_half_the_mean_square():
+    u, v, x, y = problem()
+    start = WeightCorrelations.from_weights(u, v)
+    rates = np.array([1.0, 2.6]) / start.top(x)
+    run = simulate_full(start, x, y, rates, 60)
+    naive = [[sum((f - t) ** 2 for f, t in zip(row, y, strict=True)) / 14 for row in at] for at in run.output]
+    np.testing.assert_allclose(run.loss, naive, rtol=1e-13)
+    assert run.phase.tolist() == ["lazy", "catapult"]
+
+
 def test_drawn_correlations_have_the_law_of_weights():
     drawn = WeightCorrelations.draw(30, 2, 3000, seed=0)
     rng = np.random.default_rng(1)

@@ -8,7 +8,7 @@ from nets import batches, groups, net, step
 from torch.optim import SGD
 
 import normcore as nc
-from normcore.equivalence.group_gauge import GroupGauge, scale_buffers, shift_buffer
+from normcore.equivalence.group_gauge import GroupGauge, is_moved, numbers_in, scale_buffers, shift_buffer
 
 
 def sgd(**options):
@@ -115,3 +115,25 @@ def test_gradients_that_nobody_touches_reach_the_optimizer_bit_for_bit():
     assert clock.x < 0.9
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_gauge_is_moved_by_its_scale_or_by_its_ratio():
+    still = {"x": 1.0, "ratio": 0.0, "doublings": 0}
+    assert not is_moved(still)
+    assert is_moved({**still, "x": 0.5}) and is_moved({**still, "ratio": 0.1})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"x": x} for x in (0.0, -0.5, math.inf, math.nan, "1")]
+    + [{"ratio": ratio} for ratio in (math.inf, None)]
+    + [{"doublings": doublings} for doublings in (-1, 0.5)],
+)
+def test_a_record_has_a_positive_scale_a_finite_ratio_and_a_count(damage):
+    record = {"x": 0.75, "ratio": -0.1, "doublings": 0}
+    assert numbers_in(record) == (0.75, -0.1, 0) and numbers_in({}) == (1.0, 0.0, 0)
+    for wrong in ({**record, **damage}, {k: v for k, v in record.items() if k not in damage}):
+        with pytest.raises(
+            ValueError, match="state must be the record of a gauge, got one that cannot be read"
+        ):
+            numbers_in(wrong)

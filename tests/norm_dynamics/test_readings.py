@@ -179,3 +179,32 @@ def test_what_has_no_equilibrium_is_left_out(rates, missing):
     assert not missing & set(given) and given["norm"] == 1.0
     if rates is not None and rates.lr == 0.0:
         assert given["rho"] == 1.0
+
+
+def test_a_state_is_taken_whole_or_not_at_all():
+    readings, others = Readings([2, 1], 20, CPU), Readings([2, 1], 20, CPU)
+    for raw in raws(5, (SGD, ADAM)):
+        readings.add(raw)
+    for raw in raws(3, (SGD, ADAM), seed=1):
+        others.add(raw)
+    state, before = readings.state(), others.state()
+    rows = range(5)
+    damages = [
+        {"last": [row[:-1] for row in state["last"]]},
+        {"sums": state["sums"][:-1]},
+        {"weight": state["weight"][:-1]},
+        {"sums": [[np.inf, *row[1:]] for row in state["sums"]]},
+        {"weight": [np.nan for _ in rows]},
+        {"rates": state["rates"][:1]},
+        {"rates": [("lion", *state["rates"][0][1:]), None]},
+        {"rates": [("sgd", np.nan, 0.1, 0.0), None]},
+        {"rates": None},
+    ]
+    for damage in damages:
+        with pytest.raises((TypeError, ValueError), match="must be|must be one of"):
+            others.load({**state, **damage})
+        assert others.state() == before, damage
+    others.load({**state, "rates": []})  # what was saved before the first reading has none
+    assert others.state() == {**state, "rates": []}
+    others.load(state)
+    assert others.state() == state
