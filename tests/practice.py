@@ -96,7 +96,8 @@ class Listener:
             return "FAILED" if "failed" in outcomes else cells[2]
         values = [value for key in keys for value in self.figures[key]]
         errors = list(dict.fromkeys(error for key in keys for error in self.errors[key]))
-        return "; ".join([f"{max(values):.0e}"] * bool(values) + errors[:2]) or RIGHT
+        gap = [f"{max(values):.0e}"] if values else []
+        return "; ".join(gap + errors[:2]) or RIGHT
 
 
 def measure(word):

@@ -30,6 +30,18 @@ def test_figures_are_read_off_assertions():
     assert practice.figures("0.0 < 1e-09") == [0.0] and practice.figures("-3.0 < 1e-09") == []
 
 
+def test_a_row_tells_the_largest_figure_or_the_errors_or_that_all_is_right():
+    cells, key = ["**00** x", "", "old", "one"], ("test_one", None)
+    listener = practice.Listener([key])
+    assert listener.told(cells) == "old"  # nothing was run
+    listener.outcomes[key] = "passed"
+    assert listener.told(cells) == "right"
+    listener.figures[key], listener.errors[key] = [1e-16, 2.04e-12], ["ValueError: no"]
+    assert listener.told(cells) == "2e-12; ValueError: no"
+    listener.outcomes[key] = "failed"
+    assert listener.told(cells) == "FAILED"
+
+
 def test_errors_lose_what_was_given():
     error = ValueError("rule must be one of [a], got 'rmsprop'")
     assert practice.said(error) == r"ValueError: rule must be one of \[a\]"
