@@ -157,7 +157,7 @@ def attempt(file, changed, tests):
         path.write_bytes(before)
     if code in (0, 5):  # 5: no test there
         return None
-    told = re.search(r"^(?:FAILED|ERROR) (\S+)", log, re.MULTILINE)
+    told = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", log, re.MULTILINE)
     killer = told[1] if told else f"exit {code}"
     if told and killer not in SOUND:
         collected = [] if "::" in killer else ["--collect-only"]  # a file that cannot even be read

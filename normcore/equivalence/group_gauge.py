@@ -275,7 +275,7 @@ class GroupGauge:
         alpha = 1.0 - step.decrease
         if not self.rule.decoupled:
             scale_buffers(self.optimizer, params, alpha / step.gain_before)
-            if step.ratio != 0.0 or self.ratio != 0.0:
+            if step.momentum > 0 and (step.ratio != 0.0 or self.ratio != 0.0):
                 shift_buffer(self.optimizer, params, alpha * self.x**2 * (self.ratio - step.ratio))
         multiply(params, 1.0 / alpha)
 

@@ -137,3 +137,37 @@ def test_a_record_has_a_positive_scale_a_finite_ratio_and_a_count(damage):
             ValueError, match="state must be the record of a gauge, got one that cannot be read"
         ):
             numbers_in(wrong)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_parameter_whose_gradients_come_late_is_as_with_weight_decay(momentum, weight_decay):
+    target = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    ends, buffers = [], []
+    for attached in (False, True):
+        early, late = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+        tagged = [{"params": [early, late], "scale_invariant": True}]
+        optimizer = SGD(tagged, lr=0.1, weight_decay=weight_decay, momentum=momentum)
+        exp_lr = nc.ExpLR(optimizer) if attached else None
+        for t in range(6):
+            optimizer.zero_grad()
+            for weight in [early] if t in (0, 1, 3) else [early, late]:
+                (target @ weight / weight.norm()).backward()
+            optimizer.step()
+            if t == 1:
+                buffers.append(optimizer.state[late].get("momentum_buffer"))
+        ends.append((exp_lr.scale() if exp_lr else 1.0) * torch.stack([early, late]).detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=0)
+    assert buffers[0] is None  # and where there is nothing to stand for, ExpLR makes no buffer either
+    assert (buffers[1] is None) == (momentum == 0.0 or weight_decay == 0.0)
+
+
+def test_without_momentum_there_is_no_ratio_and_no_buffer():
+    weight, optimizer, gauge = sgd(momentum=0.0)
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        gauge.enter(gauge.plan())
+        optimizer.step()
+        gauge.leave()
+        assert gauge.ratio == 0.0 and optimizer.state[weight].get("momentum_buffer") is None
+    assert gauge.x == pytest.approx(0.95**2, rel=1e-15)
