@@ -17,7 +17,7 @@ from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.ahead import Group, changes, course, rates_ahead
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
 from normcore.equivalence.group_gauge import GAUGE_OF
-from normcore.invariance.degrees import eps_times
+from normcore.invariance.degrees import EPS_NAMES, NO_EPS
 from normcore.invariance.probing import (
     Called,
     Evaluator,
@@ -283,19 +283,27 @@ def _run(group: Group, family: str, angle: float) -> Iterator[Finding]:
 
 def _layer_eps(model: nn.Module, x: Any, groups: Sequence[Group]) -> Finding:
     """By how much the layers' eps change the output, now and with every norm at its equilibrium."""
-    evaluate, outputs, shrunk = Evaluator(model, x, seed=0), [], [1.0]
+    places = [(layer, name) for layer in model.modules() for name in EPS_NAMES]
+    held = [place for place in places if isinstance(getattr(*place, None), float)]
+    own, shrunk = [getattr(*place) for place in held], [1.0]
     for group in groups:
         try:
             shrunk.append((group.norm / group.equilibrium().norm) ** 2)
         except ValueError:  # no equilibrium, no move
             continue
-    for factor in (0.0, 1.0, max(shrunk)):
-        with eps_times(model, factor) as layers:
+    evaluate, outputs = Evaluator(model, x, seed=0), []
+    try:
+        for factor in (0.0, 1.0, max(shrunk)):
+            for (layer, attribute), eps in zip(held, own, strict=True):
+                setattr(layer, attribute, max(factor * eps, NO_EPS))
             outputs.append(evaluate())
+    finally:
+        for (layer, attribute), eps in zip(held, own, strict=True):
+            setattr(layer, attribute, eps)
     size = max(float(outputs[0].norm()), torch.finfo(torch.float64).tiny)
     now, later = (float((output - outputs[0]).norm()) / size for output in outputs[1:])
-    text = f"those of {layers} layers change the output by {now:.2g} now and by {later:.2g} at the equilibrium norms"
-    return say("eps", text, "warning" if later > BLUR else "ok", layers=layers, now=now, later=later)
+    text = f"those of {len(held)} layers change the output by {now:.2g} now and by {later:.2g} at the equilibrium norms"
+    return say("eps", text, "warning" if later > BLUR else "ok", layers=len(held), now=now, later=later)
 
 
 def _adam_eps(optimizer: Optimizer, grads: Mapping[str, Tensor]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ degree; what matters is that its input has one.
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -81,12 +81,13 @@ def norm_input_degrees(
         require_type("groups", group, Sequence, "a list of lists of parameters")
         for parameter in group:
             require_type("groups", parameter, Tensor, "a list of lists of parameters")
+    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
+    call = inputs if pair else (inputs, {})
+    for group in groups:
         if len({*group}) < len(group) or not {*group} <= {*model.parameters()}:
             raise ValueError(
                 "groups must hold parameters of the model, each once, got another tensor or one twice"
             )
-    pair = len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict)
-    call = inputs if pair else (inputs, {})
     with untouched(model, train=True), without_eps(model), torch.no_grad():
         base = _input_norms(model, call)
         degrees: dict[str, list[int]] = {name: [] for name in base}
@@ -102,26 +103,21 @@ def norm_input_degrees(
 
 
 @contextmanager
-def eps_times(model: nn.Module, factor: float) -> Iterator[int]:
-    """Within this context the eps of norm layers, and of other modules which have one, is multiplied; gives how many.
-
-    A factor of 0 makes each as good as 0, torch's None for the rounding unit too, which other factors leave.
-    """
-    found = [(module, name) for module in model.modules() for name in EPS_NAMES if name in vars(module)]
-    kept = [(*place, getattr(*place)) for place in found if _is_eps(place[0], getattr(*place))]
+def without_eps(model: nn.Module) -> Iterator[None]:
+    """Within this context every norm layer's eps is as good as 0, and that of other modules which have one."""
+    kept = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name in EPS_NAMES and _is_eps(module, value)
+    ]
     try:
-        for module, name, value in kept:
-            if factor == 0.0 or value is not None:
-                setattr(module, name, max(factor * (value or 0.0), NO_EPS))
-        yield len(kept)
+        for module, name, _ in kept:
+            setattr(module, name, NO_EPS)
+        yield
     finally:
         for module, name, value in kept:
             setattr(module, name, value)
-
-
-def without_eps(model: nn.Module) -> AbstractContextManager[int]:
-    """The context in which every eps is as good as 0."""
-    return eps_times(model, 0.0)
 
 
 def _is_eps(module: nn.Module, value: Any) -> bool:
