@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
-.PHONY: help book test lint fast chapter bench html pages store robust bite mutate clean
+.PHONY: help book test lint fast chapter bench html pages pdf store robust bite mutate clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -54,6 +54,10 @@ chapter: $(READY)  ## Execute one chapter and store its outputs: make chapter NA
 
 bench: $(READY)  ## Ratios of the core, the training loop and the curvature tools against others
 	for name in core training curvature; do $(BIN)/python benchmarks/$$name.py; done
+
+pdf: html  ## The whole book as one PDF, printed by headless Chromium
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[pdf]"
+	$(BIN)/python tests/pdf.py _build/html
 
 store: $(READY)  ## Execute every chapter and store its outputs in canonical form
 	$(BIN)/python -m normcore.bookkit.chapters store

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pages
 import pytest
+import yaml
 
 STATIC = Path(__file__).parent.parent / "book" / "_static"
 ALT = "a picture of nothing at all"
@@ -42,6 +43,10 @@ FAULTS = {
     "titles": "<h1>Another</h1>",
     "figure": '<div data-figure="dead"><input type="range" aria-label="x"></div>',
 }
+
+
+def stored_titles():
+    return [line.split(": ", 1)[0] for line in pages.TITLES.read_text(encoding="utf-8").splitlines()]
 
 
 def written(folder, body, head="", name="page"):
@@ -104,6 +109,37 @@ def test_titles_are_compared_and_a_sheet_is_written(tmp_path, monkeypatch, capsy
 def test_without_a_browser_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pages, "BROWSER", None)
     assert pages.main(tmp_path) == 0 and "skipped" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_book_on_paper_keeps_its_order_its_titles_and_its_links(tmp_path):
+    pypdf = pytest.importorskip("pypdf")
+    import pdf
+
+    if pages.BROWSER is None:
+        pytest.skip("no chromium or google-chrome")
+    there = '<p id="there" style="break-before:page">There.</p>'
+    for name, other in (("one", "two.html#there"), ("two", "gone.html")):
+        written(tmp_path, f'<a href="{other}">other</a> <a href="#there">here</a>{there}', name=name)
+    assert pdf.bind(tmp_path, ["two", "one"], tmp_path / "book.pdf") == 4
+    book = pypdf.PdfReader(tmp_path / "book.pdf")
+    assert [book.get_destination_page_number(one) for one in book.outline] == [0, 2]
+    assert [one.title for one in book.outline] == ["A page"] * 2
+    sheets = [sheet.indirect_reference for sheet in book.pages]
+    links = [[one.get_object() for one in sheet.get("/Annots", [])] for sheet in book.pages]
+    spots = [[one.get("/Dest") or one["/A"]["/D"] for one in found] for found in links]
+    led = [[sheets.index(list.__getitem__(spot, 0)) for spot in found] for found in spots]
+    assert led == [[1], [], [0, 3], []]  # the link to a page that is not in the book is gone
+    assert str(tmp_path).encode() not in (tmp_path / "book.pdf").read_bytes()
+
+
+def test_the_reading_order_is_that_of_the_contents():
+    pytest.importorskip("pypdf")
+    import pdf
+
+    names = list(pdf.reading_order(yaml.safe_load(pdf.CONTENTS.read_text(encoding="utf-8"))))
+    assert names[:2] == ["book/index", "book/01_scale_invariance"] and len(set(names)) == len(names)
+    assert set(names) == {name for name in stored_titles() if name.startswith("book/")}
 
 
 # ---- the scripts of the pages
