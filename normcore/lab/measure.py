@@ -106,10 +106,11 @@ def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
         raise ValueError(f"x and y must hold at least three finite values > 0, {values}")
     if xs.min() == xs.max():
         raise ValueError(f"x must hold values that differ, got {xs.tolist()}")
-    x, y = (np.log(v) - np.log(v).mean() for v in (xs, ys))
-    power = x @ y / (x @ x)
-    missed = y - power * x
-    return float(power), float(np.sqrt(missed @ missed / (len(x) - 2) / (x @ x)))
+    across, up = (np.log(v) - np.log(v).mean() for v in (xs, ys))
+    square = across @ across
+    power = across @ up / square
+    missed = up - power * across
+    return float(power), float(np.sqrt(missed @ missed / (len(across) - 2) / square))
 
 
 def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike) -> float:
