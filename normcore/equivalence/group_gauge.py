@@ -48,7 +48,9 @@ def multiply(tensors: list[Tensor], factor: float) -> None:
 @torch.no_grad()
 def scale_buffers(optimizer: Optimizer, params: list[Tensor], factor: float) -> None:
     """Multiply each buffer of degree r of these parameters by factor^r."""
-    for name, degree in BUFFER_DEGREES.items() if factor != 1.0 else ():
+    if factor == 1.0:
+        return
+    for name, degree in BUFFER_DEGREES.items():
         found = [optimizer.state.get(p, {}).get(name) for p in params]
         multiply([buffer for buffer in found if buffer is not None], factor**degree)
 

@@ -161,7 +161,8 @@ class Run:
         weights, which it standardises.
         """
         degree, power = self.degrees.get(layer, 0), layer.power
-        for layer.power, ratio in [(1, 0.5**degree)] if degree else [(2, 0.5), (1, 0.5)]:
+        tried = [(1, 0.5**degree)] if degree else [(2, 0.5), (1, 0.5)]
+        for layer.power, ratio in tried:
             self.give_back()
             layer.multiply_eps(ratio)
             again = layer.module.forward(*args, **kwargs)

@@ -186,7 +186,9 @@ def train(
 
 def _require_bare_step(name: str, stepped: Any) -> None:
     """Raise TypeError where `step` waits for what the loop does not have: a closure, a metric."""
-    _, *others = inspect.signature(getattr(type(stepped), "step", id)).parameters.values()
+    if stepped is None:
+        return
+    _, *others = inspect.signature(type(stepped).step).parameters.values()
     needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed:
         raise TypeError(
