@@ -157,9 +157,7 @@ class Run:
         return output
 
     def _otherwise(self, layer: NormLayer, args: Any, kwargs: Any, output: Any, expected: float) -> Any:
-        """The output, or a nearer one: the eps may stand beside a root, (z - mean) / (std + eps), or with the layer's own
-        weights, which it standardises.
-        """
+        """The output, or a nearer one: eps may stand beside a root, or with weights that the layer standardises."""
         degree, power = self.degrees.get(layer, 0), layer.power
         tried = [(1, 0.5**degree)] if degree else [(2, 0.5), (1, 0.5)]
         for layer.power, ratio in tried:

@@ -191,9 +191,8 @@ def _require_bare_step(name: str, stepped: Any) -> None:
     _, *others = inspect.signature(type(stepped).step).parameters.values()
     needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed:
-        raise TypeError(
-            f"{name} must step without arguments, got a {type(stepped).__name__}, which needs {needed}"
-        )
+        kind = type(stepped).__name__
+        raise TypeError(f"{name} must step without arguments, got a {kind}, which needs {needed}")
 
 
 def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Callable[[Tensor], Tensor]:
