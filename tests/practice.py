@@ -53,8 +53,8 @@ def figures(explanation):
 
 
 def said(error):
-    """What was refused, without what was given, in the page's markup."""
-    words = re.split(r",? got |\n", str(error))[0][:90].rstrip(" ,:;")
+    """What was refused, without what was given, paths and brackets, in the page's markup."""
+    words = re.split(r",? got | \(|: | /|\n", str(error))[0][:80].rstrip(" ,:;")
     return f"{type(error).__name__}: " + MARKUP.sub(r"\\\1", words)
 
 
