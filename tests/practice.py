@@ -7,6 +7,7 @@ left side of a passed `figure < bound`, bound <= 1e-3; an error is what `pytest.
 """
 
 import ast
+import functools
 import re
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def named(cells):
     return [(f"test_{part[1].replace(' ', '_')}", part[2]) for part in parts]
 
 
+@functools.cache
 def functions():
     """Name of a test function -> the files that have one."""
     found = defaultdict(list)
@@ -53,8 +55,8 @@ def figures(explanation):
 
 
 def said(error):
-    """What was refused, without what was given, in the page's markup."""
-    words = re.split(r",? got |\n", str(error))[0][:90].rstrip(" ,:;")
+    """What was refused, without what was given, paths and brackets, in the page's markup."""
+    words = re.split(r",? got | \(|: | /|\n", str(error))[0][:80].rstrip(" ,:;")
     return f"{type(error).__name__}: " + MARKUP.sub(r"\\\1", words)
 
 
