@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib import cbook
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from normcore.checks import checked_choice, checked_count, require_type
 
@@ -97,4 +97,4 @@ def decades(ax: Axes, axis: str = "y", most: int = 6) -> None:
     checked_choice("axis", axis, ("x", "y")), checked_count("most", most)
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"{axis}axis").set_major_locator(LogLocator(base=10, numticks=most))
-    getattr(ax, f"{axis}axis").minorticks_off()
+    getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())

