@@ -55,7 +55,9 @@ def lay_out(app, doctree) -> None:
             panel = image.copy()
             panel["uri"] = image["uri"].replace(Path(path).name, part.name)
             panel["width"] = f"{100 * share:.3f}%"
-            if share < 1:  # a panel is as wide as a phone; a whole figure leads to its picture
+            if (
+                share < 1
+            ):  # a panel is as wide as a phone; a whole figure leads to its picture
                 panel["classes"] = [*image["classes"], "no-scaled-link"]
                 panel["alt"] = "" if row.children else image["alt"]
             row += panel
