@@ -192,8 +192,8 @@ FAULTS = [
     (
         "a layer's own weights keep their eps",
         "equivalence/norm_layers.py",
-        "else [(2, 0.5), (1, 0.5)]:",
-        "else []:",
+        "else [(2, 0.5), (1, 0.5)]",
+        "else []",
         PRACTICE + "test_weights_that_a_layer_standardises",
     ),
     (
