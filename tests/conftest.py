@@ -11,13 +11,16 @@ import torch
 
 torch.set_num_threads(1)
 
+SCRIPTS = ["integrations/two_trainers.py", "mutate.py", "pdf.py"]
+"""They need libraries which their own tests skip without, and have no examples."""
+
 NEED_FULLY_SHARD = [
     "sharded_runs.py",
     "test_sharded.py",
     "two_processes.py",
     "equivalence/test_optimizer_distributed.py",
 ]
-collect_ignore = [] if torch.__version__ >= (2, 6) else NEED_FULLY_SHARD  # which is public since then
+collect_ignore = SCRIPTS + ([] if torch.__version__ >= (2, 6) else NEED_FULLY_SHARD)  # public since then
 
 PER_CLASS = 20
 """Photographs of each class, for training and again for testing."""

@@ -7,7 +7,7 @@ import numpy as np
 from docutils import nodes
 from PIL import Image
 
-NARROWEST = 0.15
+NARROWEST = 0.11
 """Of a figure's width: what is narrower is a label, not a panel."""
 
 BLANK = 14

@@ -208,7 +208,7 @@ def test_bad_input():
         ),
         (
             {"probes": {"f": lambda s: s.weights[0].sum()}},
-            r"probes\['f'\] must give \(R, ...\) with R = 2, got",
+            r"probes\['f'\] must give \(R, ...\), R = 2, got",
         ),
     ):
         with pytest.raises(ValueError, match=message):
