@@ -96,6 +96,32 @@ def test_every_directive_has_the_title_that_was_given_to_it():
     assert titles == (ROOT / "tests" / "titles.txt").read_text(encoding="utf-8").splitlines()
 
 
+FENCE = re.compile(r"^(:::|```|:[a-z-]+:).*$", re.M)
+DISPLAY = re.compile(r"\$\$.*\$\$( \([\w-]+\))?", re.S)
+
+
+def torn_displays(text):
+    """Paragraphs that hold a displayed formula and more: the page shows their words as mathematics."""
+    paragraphs = re.split(r"\n\s*\n", FENCE.sub("\n", text))
+    return [part for part in paragraphs if "$$" in part and not DISPLAY.fullmatch(part.strip())]
+
+
+@pytest.mark.parametrize("path", [*PATHS, *sorted((ROOT / "book").rglob("*.md"))], ids=lambda path: path.stem)
+def test_a_displayed_formula_is_a_paragraph(path):
+    if path.suffix == ".md":
+        texts = [path.read_text(encoding="utf-8")]
+    else:
+        texts = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
+    assert [part for text in texts for part in torn_displays(text)] == []
+
+
+def test_control_a_formula_beside_words_is_found():
+    assert torn_displays("After\n$$ x $$\n\nsteps") and torn_displays("$$ x $$\nsteps")
+    assert not torn_displays("After\n\n$$ x\n = y $$ (eq-x)\n\nsteps") and not torn_displays(
+        ":::\n$$ x $$\n:::"
+    )
+
+
 def test_labels_are_given_once_in_the_book():
     labels = [
         option
