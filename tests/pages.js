@@ -1,6 +1,6 @@
 // What a reader would stumble over on a page; `pages.py` calls look(width, medium) in the browser.
 
-const THEME = ".search-button__kbd-shortcut"; // the hint of a key in the theme's search field: 1.5 : 1
+const THEME = ".search-button__kbd-shortcut, .theme-switch"; // its own: the hint of a key at 1.5 : 1, an icon without a name
 
 const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
 const colours = new Map();
@@ -138,7 +138,7 @@ function looked(width, medium) {
   for (const one of all("a[href], button, input, select, summary, [tabindex='0']")) if (!names(one).some((text) => text?.trim())) tell("nameless", one);
   for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) tell("tab order", one);
   for (const one of all("img:not([alt=''])", article)) if (one.alt.length < 20) tell("alt", one, one.getAttribute("src"));
-  for (const one of all("svg[role=img]:not([aria-hidden=true])", article)) if (!one.ariaLabel) tell("alt", one);
+  for (const one of all("svg[role=img]:not([aria-hidden=true])", article)) if (!one.ariaLabel && !one.matches(THEME)) tell("alt", one);
   for (const one of all("a[href^='#']", article)) {
     const id = decodeURIComponent(one.hash.slice(1));
     if (id && !document.getElementById(id)) tell("leads nowhere", one, one.hash);
