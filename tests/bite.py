@@ -454,7 +454,7 @@ FAULTS = [
         "lab/stacks/descend.py",
         "dtype=weight.dtype, device=weight.device",
         "dtype=weight.dtype",
-        "lab/stacks/test_descend.py",
+        "test_device.py",
     ),
     (
         "an image for each run, or the same for all",
