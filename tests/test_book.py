@@ -42,6 +42,13 @@ def test_what_is_stored_was_made_in_the_default_profile(path):
     assert chapters.notebook_profile(path) in ("ci", "")  # empty: stored before profiles were
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_chapter_is_read_at_one_sitting(path):
+    cells = nbformat.read(path, as_version=4).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    assert words <= 2_600 and len(cells) <= 50
+
+
 def test_all_chapters_share_one_set_up_cell():
     cells = {
         next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
