@@ -5,7 +5,7 @@
 """
 
 from normcore import catapult
-from normcore.catapult.phases import lr_phases
+from normcore.catapult.warm_up import lr_phases
 from normcore.curvature.hessian import (
     SharpnessMonitor,
     hessian_eigenvalues,
@@ -25,10 +25,10 @@ from normcore.invariance.degrees import norm_input_degrees
 from normcore.invariance.groups import param_groups
 from normcore.invariance.report import InvarianceReport, scale_invariance
 from normcore.invariance.symmetries import ScalingSymmetries, scaling_symmetries
-from normcore.norm_dynamics.equilibrium import Equilibrium, equilibrium, rho
+from normcore.norm_dynamics.equilibrium import Equilibrium, equilibrium, relaxation, time_to_equilibrium
 from normcore.norm_dynamics.monitor import NormMonitor
 from normcore.norm_dynamics.rates import effective_lr, intrinsic_lr
-from normcore.norm_dynamics.relaxation import relaxation, time_to_equilibrium
+from normcore.norm_dynamics.readings import rho
 from normcore.schedules import Constant, Cosine, Exponential, StepDecay
 
 __all__ = [

@@ -325,7 +325,7 @@ FAULTS = [
     ),
     (
         "rho without the chord",
-        "norm_dynamics/equilibrium.py",
+        "norm_dynamics/readings.py",
         "(2 - chord) * norm_sq",
         "2 * norm_sq",
         "norm_dynamics/test_balance.py",

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from normcore.catapult.phases import lr_phases
+from normcore.catapult.warm_up import lr_phases
 from normcore.checks import checked_count, checked_loss, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
-from normcore.doctor.ahead import Group, changes, course, rates_ahead
-from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, say
+from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, Group, changes, course, rates_ahead, say
 from normcore.equivalence.group_gauge import GAUGE_OF
 from normcore.invariance.degrees import EPS_NAMES, NO_EPS
 from normcore.invariance.probing import (

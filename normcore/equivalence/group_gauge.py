@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from normcore.checks import checked_count, checked_number, columns, understood
-from normcore.equivalence.gauge import Step, advance_by
-from normcore.equivalence.rules import UpdateRule, look_up, rule_of
+from normcore.equivalence.gauge import Step, UpdateRule, advance_by, look_up, rule_of
 from normcore.sharded import is_sharded
 
 BUFFER_DEGREES = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}

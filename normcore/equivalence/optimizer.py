@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from normcore.checks import checked_count, numbers, require, require_flags, require_type, understood
 from normcore.equivalence.co_scaling import CoScaling, Watch, warn_if_not_invariant
+from normcore.equivalence.gauge import UpdateRule, check_supported, look_up, unwrapped
 from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, GroupGauge, is_moved, numbers_in
-from normcore.equivalence.rules import UpdateRule, check_supported, look_up, unwrapped
 from normcore.equivalence.step_hooks import StepHooks
 from normcore.sharded import parts, reshard
 

@@ -27,9 +27,15 @@ from normcore.checks import (
     require_flags,
     require_type,
 )
-from normcore.equivalence.gauge import advance_by, growth_factor
+from normcore.equivalence.gauge import (
+    RULES,
+    UpdateRule,
+    advance_by,
+    check_supported,
+    growth_factor,
+    unwrapped,
+)
 from normcore.equivalence.group_gauge import scale_buffers, shift_buffer
-from normcore.equivalence.rules import RULES, UpdateRule, check_supported, unwrapped
 from normcore.schedules import LARGEST, FloatArray
 
 

@@ -1,16 +1,16 @@
-"""Where the norm of scale-invariant weights settles under weight decay, and how fast they turn there.
+"""Where the norm of scale-invariant weights settles under weight decay, how fast they turn there, and how it gets there.
 
 Each closed form is the stationary point of the second moments of the optimizer's own recursion, step by step,
-not of its small-step limit. Three facts make the moments close: a gradient g is orthogonal to w (scale
-invariance), |g|^2 = S/|w|^2, and, where there is momentum, the gradients have no mean and are uncorrelated
-from step to step (gradient noise).
+not of its small-step limit; the way there is that of the limit. Three facts make the moments close: a gradient g
+is orthogonal to w (scale invariance), |g|^2 = S/|w|^2, and, where there is momentum, the gradients have no mean
+and are uncorrelated from step to step (gradient noise).
 """
 
 import math
 from dataclasses import dataclass
 
-from normcore.checks import checked, checked_count, require, require_momentum, require_range
-from normcore.norm_dynamics.rates import Number, apply, common, intrinsic_lr, look_up, plain
+from normcore.checks import checked, checked_count, checked_number, require, require_momentum, require_range
+from normcore.norm_dynamics.rates import Number, apply, common, intrinsic_lr, look_up, plain, where
 
 
 @dataclass(frozen=True)
@@ -169,67 +169,140 @@ def _size(grad_sq_norm: Number, dim: int | None, memory: Number, optimizer: str)
     return dim * (1 - memory) / (1 + memory) if optimizer == "adamw" else dim
 
 
-def rho(
+def relaxation(
+    t: Number,
+    *,
+    lr_ratio: Number = 1.0,
+    weight_decay_ratio: Number = 1.0,
+    lr: Number,
+    weight_decay: Number,
+    momentum: Number = 0.0,
+    optimizer: str = "sgd",
+    ratio_lr: Number | None = None,
+    ratio_wd: Number | None = None,
+) -> Number:
+    """Compute the effective learning rate t steps after a change of lr and weight decay, relative to before.
+
+    With r = lr_ratio, q = weight_decay_ratio, lambda_e the intrinsic learning rate before the change and p = 4 (AdamW and
+    other updates of degree 0: 2),
+
+        e(t)/e_before = [ 1/(r q) + (1/r^2 - 1/(r q)) exp(-p lambda_e r q t) ]^(-1/2):
+
+    r at once, sqrt(r q) in the end, with the new time constant 1/(p lambda_e r q).
+
+    Convention: the run is at its equilibrium before t = 0; lr and weight_decay are the values before the
+    change, which are multiplied by the ratios from step 0 on. t counts steps since then: at t = 0 the new
+    learning rate meets the old norm; t < 0 gives 1. Constant S = mean squared gradient at the unit vector;
+    where S changes to S', compare e*sqrt(S). The closed form is that of the continuous limit: the iteration
+    follows it within a relative O(lambda_e r q), and O(lambda_e r^2) right after an increase of lr.
+
+    Args:
+        t: steps since the change (float, array or tensor, as the others).
+        lr_ratio: new over old learning rate, > 0.
+        weight_decay_ratio: new over old weight decay, >= 0; at 0 the norm then grows for ever and the rate falls
+            as t^(-1/2).
+        lr: learning rate before the change, > 0.
+        weight_decay: before the change, > 0.
+        momentum: in [0, 1).
+        optimizer: as in `equilibrium`. Decoupled ones have lambda_e = lr*weight_decay, whatever the momentum.
+        ratio_lr: deprecated name of lr_ratio.
+        ratio_wd: deprecated name of weight_decay_ratio.
+
+    Returns:
+        e(t)/e_before, of the kind that came in.
+
+    Raises:
+        ValueError: an argument breaks its condition.
+        TypeError: an argument is not made of numbers.
+
+    Example:
+        >>> before = dict(lr=0.1, weight_decay=5e-4, momentum=0.9)
+        >>> [round(float(e), 4) for e in relaxation([-1, 0, 5000, 10**6], lr_ratio=0.1, **before)]
+        [1.0, 0.1, 0.1523, 0.3162]
+        >>> round(relaxation(10**6, lr_ratio=0.1, weight_decay_ratio=10.0, **before), 4)
+        1.0
+
+    Source: Li, Lyu & Arora (2020), arXiv 2010.02916, for a decay of the learning rate; the general form is this
+    project's.
+
+    """
+    family = look_up(optimizer)
+    lr_ratio = lr_ratio if ratio_lr is None else ratio_lr
+    weight_decay_ratio = weight_decay_ratio if ratio_wd is None else ratio_wd
+    change = {"t": t, "lr_ratio": lr_ratio, "weight_decay_ratio": weight_decay_ratio}
+    t, r, q, lr, weight_decay, momentum = common(
+        **change, lr=lr, weight_decay=weight_decay, momentum=momentum
+    )
+    require_range("lr_ratio", r, positive=True)
+    require_range("weight_decay_ratio", q)
+    require("t", t, "finite", apply("isfinite", t))
+    decay_per_step(lr, weight_decay)
+    rate = family.power * intrinsic_lr(lr, weight_decay, 0.0 * momentum if family.decoupled else momentum)
+    passed = rate * where(t > 0, t, 0.0 * q)  # in units of the old time constant
+    x = passed * r * q
+    grown = where(q > 0, -apply("expm1", -x) / (r * where(q > 0, q, 1.0 + q)), passed)
+    after = (apply("exp", -x) / r**2 + grown) ** -0.5
+    return plain(where(t < 0, 1.0 + 0.0 * after, after))
+
+
+def time_to_equilibrium(
+    norm: Number,
     lr: Number,
     weight_decay: Number,
     momentum: Number = 0.0,
     *,
-    norm_sq: Number,
-    grad_sq: Number | None = None,
-    overlap: Number = 0.0,
-    moved_sq: Number | None = None,
+    tolerance: float = 0.05,
+    grad_sq_norm: Number = 1.0,
+    optimizer: str = "sgd",
+    betas: tuple[float, float] | None = None,
+    dim: int | None = None,
 ) -> Number:
-    """Compare what the gradients add to the norm with what weight decay takes: 1 at equilibrium.
+    """Compute how many steps it takes the norm to come within a relative tolerance of its equilibrium.
 
-    With means over steps G = mean|g|^2, R = mean|w|^2, D = mean|w_{t+1} - w_t|^2, P = mean <g, buffer before
-    the step>, h = lr*weight_decay and m = momentum, one of
+    With p = 4 (degree 0: 2) and q = (norm/equilibrium norm)^p - 1, which decays as exp(-p lambda_e t):
+    t = ln(q / q_end) / (p lambda_e) with q_end = (1 +- tolerance)^p - 1, the sign that of q.
 
-        from gradients: lr (1+m) (G + 2 m P) / (weight_decay (1-m) (2(1+m) - h) R)
-        from movements: (1+m) D / (2 h R)
-
-    Without momentum the first is lr G / ((2 - h) weight_decay R). Both are exact for scale-invariant weights
-    under SGD with coupled decay up to the drift of R: no noise model, no small-step limit, no constant S.
-    Below 1 the norm is falling towards its equilibrium, above 1 growing. P is 0 on average for
-    zero-mean noise; in a net whose gradients point the same way for a while it is not.
+    Convention: constant hyper-parameters and constant S; the continuous limit, as in `relaxation`. From far above
+    the time grows with the logarithm of the norm. From below it is at most ln(1/|q_end|)/(p lambda_e), until,
+    for SGD, a norm under about (2 lambda_e)^(1/4) of its equilibrium: there the first step turns the weights
+    right round and throws them far above. From below the first step is therefore taken as it is,
+    |w'|^2 = (1-h)^2 |w|^2 + lr^2 S/|w|^2 (with momentum the kick is spread over about 1/(1-momentum) steps).
 
     Args:
-        lr: learning rate, > 0 (float, array or tensor, as the others).
-        weight_decay: > 0.
-        momentum: in [0, 1), with no dampening and not Nesterov's.
-        norm_sq: R > 0, the mean over the window of |w_t|^2, before each step.
-        grad_sq: G >= 0, over the same steps; without the weight-decay term.
-        overlap: P.
-        moved_sq: D >= 0, in place of grad_sq.
+        norm: |w| now, > 0.
+        lr: as in `equilibrium`, and so are the others.
+        tolerance: in (0, 1).
 
     Returns:
-        rho, of the kind that came in.
+        Steps >= 0, not rounded; 0 where the norm is within the tolerance already.
 
     Raises:
         ValueError: an argument breaks its condition.
-        TypeError: an argument is not made of numbers, or neither or both of grad_sq and moved_sq are given.
+        TypeError: an argument is not made of numbers.
 
     Example:
-        >>> round(rho(0.1, 0.01, norm_sq=4.0, grad_sq=0.7996), 12)
-        1.0
-        >>> round(rho(0.1, 0.01, 0.9, norm_sq=4.0, moved_sq=0.008 / 1.9), 12)
-        1.0
-
-    Source: without momentum Li, Malladi & Arora (2021), arXiv 2102.12470; the forms with momentum are this
-    project's, from |w_{t+1}|^2 - |w_t|^2 = D_t + m (|w_t|^2 - |w_{t-1}|^2) + m D_{t-1} - 2 h |w_t|^2.
+        >>> target = equilibrium(0.1, 0.01).norm
+        >>> [round(time_to_equilibrium(c * target, 0.1, 0.01)) for c in (0.01, 0.5, 1.01, 2.0, 4.0)]
+        [1882, 405, 0, 1061, 1769]
 
     """
-    if (grad_sq is None) == (moved_sq is None):
-        given = "neither" if grad_sq is None else "both"
-        raise TypeError(f"one of grad_sq and moved_sq must be given, got {given}")
-    name, measured = ("grad_sq", grad_sq) if moved_sq is None else ("moved_sq", moved_sq)
-    settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-    means = {"norm_sq": norm_sq, "overlap": overlap, name: measured}
-    lr, weight_decay, m, norm_sq, overlap, measured = common(**settings, **means)
-    decay_per_step(lr, weight_decay)
-    require_range("norm_sq", norm_sq, positive=True)
-    require_range(name, measured)
-    require("overlap", overlap, "finite", apply("isfinite", overlap))
-    chord = half_chord_square(lr, weight_decay, m, "sgd")
-    if moved_sq is not None:
-        return plain(measured / (2 * chord * norm_sq))
-    return plain(lr * (measured + 2 * m * overlap) / (weight_decay * (1 - m) * (2 - chord) * norm_sq))
+    tolerance = checked_number("tolerance", tolerance, above=0.0, below=1.0)
+    family = look_up(optimizer)
+    state = equilibrium(
+        lr, weight_decay, momentum, grad_sq_norm=grad_sq_norm, optimizer=optimizer, betas=betas, dim=dim
+    )
+    norm, target, constant = common(norm=norm, target=state.norm, constant=state.relaxation_steps)
+    require_range("norm", norm, positive=True)
+    p, far = family.power, norm / target
+    low, first = 1.0 - far > tolerance, 0.0 * far
+    if p == 4:  # one step as it is, since from far below it may leap over the target
+        h, near = 0.25 / constant, where(low, far, 1.0 + first)
+        kick = (h * (2 - h)) ** 0.5 / near
+        far = where(low, kick * (1 + ((1 - h) * near / kick) ** 2) ** 0.5, far)
+        first = where(low, 1.0 + first, first)
+    # |far^p - 1| by its logarithm, since the power may overflow; 1e-300 stands for 0, right at the equilibrium.
+    size = p * apply("log", far)
+    gap = where(size > 0, size, 0.0 * size) + apply("log", 1e-300 - apply("expm1", -abs(size)))
+    above, below = math.log((1.0 + tolerance) ** p - 1.0), math.log(1.0 - (1.0 - tolerance) ** p)
+    waiting = gap - where(size > 0, above + 0.0 * size, below + 0.0 * size)
+    return plain(first + constant * where(waiting > 0, waiting, 0.0 * size))

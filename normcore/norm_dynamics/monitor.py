@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normcore.checks import checked_count, require_type, understood
+from normcore.equivalence.gauge import unwrapped
 from normcore.equivalence.optimizer import ExpLR
-from normcore.equivalence.rules import unwrapped
 from normcore.norm_dynamics.rates import rates_of
 from normcore.norm_dynamics.readings import COLUMNS, Raw, Readings, columns_of
 from normcore.sharded import Totals, is_sharded, part_of_gradient, parts, reshard

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from normcore.checks import checked_choice, common_shape, numbers, require_momentum, require_range, said
-from normcore.equivalence.rules import RULES, UpdateRule, rule_of
+from normcore.equivalence.gauge import RULES, UpdateRule, rule_of
 from normcore.sharded import norm_over_parts
 
 Number = Any

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from normcore import catapult
-from normcore.catapult.phases import lr_phases
+from normcore.catapult.warm_up import lr_phases
 from normcore.curvature.ntk import ntk_top_eigenvalue
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as schedulers
 
-from normcore.doctor.ahead import Group, changes, course, rates_ahead
-from normcore.norm_dynamics.equilibrium import equilibrium
-from normcore.norm_dynamics.relaxation import relaxation
+from normcore.doctor.findings import Group, changes, course, rates_ahead
+from normcore.norm_dynamics.equilibrium import equilibrium, relaxation
 
 STEPS = 40
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm, mse_loss
 
 import normcore as nc
-from normcore.doctor.ahead import course
 from normcore.doctor.examination import diagnose
+from normcore.doctor.findings import course
 
 
 class Net(nn.Module):

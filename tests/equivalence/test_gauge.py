@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import normcore as nc
 from normcore.equivalence.gauge import (
+    UpdateRule,
     advance_by,
     coupled_step,
     decoupled_step,
@@ -17,7 +18,6 @@ from normcore.equivalence.gauge import (
     nesterov_step,
     reset_threshold,
 )
-from normcore.equivalence.rules import UpdateRule
 
 momenta = st.floats(0.0, 0.99)
 fractions = st.floats(0.0, 1.0, exclude_max=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 
-from normcore.equivalence.rules import RULES, UpdateRule, look_up, rule_of, unwrapped
+from normcore.equivalence.gauge import RULES, UpdateRule, look_up, rule_of, unwrapped
 
 
 class WrapsItsStep(SGD):

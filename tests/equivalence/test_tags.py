@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from normcore.equivalence.co_scaling import warn_if_not_invariant
+from normcore.equivalence.gauge import check_supported
 from normcore.equivalence.group_gauge import GroupGauge
-from normcore.equivalence.rules import check_supported
 
 
 def test_decoupled_adam_is_supported_and_coupled_is_not():

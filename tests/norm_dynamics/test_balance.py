@@ -5,7 +5,7 @@ import pytest
 import torch
 from oracles_equilibrium import noise_run
 
-from normcore.norm_dynamics.equilibrium import rho
+from normcore.norm_dynamics.readings import rho
 
 LR, WD = 0.05, 0.3
 MEAN = np.array([1.0, 0.5, 0, 0, 0, 0])

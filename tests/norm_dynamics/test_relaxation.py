@@ -7,8 +7,7 @@ import pytest
 import torch
 from oracles_equilibrium import fourth_power_ode, noise_run
 
-from normcore.norm_dynamics.equilibrium import equilibrium
-from normcore.norm_dynamics.relaxation import relaxation, time_to_equilibrium
+from normcore.norm_dynamics.equilibrium import equilibrium, relaxation, time_to_equilibrium
 
 LR, WD = 0.1, 0.02
 CHANGES = [(0.1, 1.0), (1.0, 0.1), (0.1, 10.0), (3.0, 0.5), (0.3, 2.0), (0.1, 0.0)]
