@@ -395,14 +395,14 @@ FAULTS = [
     ),
     (
         "a diverged run keeps its readings",
-        "lab/training/history.py",
+        "lab/training/probes.py",
         "values[step >= end] = np.nan",
         "pass",
         "lab/training/test_history.py",
     ),
     (
         "a GPU is waited for at every step",
-        "lab/training/history.py",
+        "lab/training/probes.py",
         'if loss.device.type == "cpu":',
         "if True:",
         "lab/training/test_history.py",
@@ -472,7 +472,7 @@ FAULTS = [
     ),
     (
         "the pull along the valley",
-        "lab/toys/valley.py",
+        "lab/toys.py",
         "keep * y + pull * x",
         "keep * y",
         "lab/toys/test_valley.py",

@@ -34,7 +34,7 @@ GREW = {
     "doctor: diagnose, Diagnosis, and its command; reciprocal shares, batches as mappings": 690,
     "bad input: every argument of every public function is looked at, and states of strangers": 415,
     "lab.transformer, the second net of chapter 18": 85,
-    "lab.laws and mean_and_error: the law distance and the judge of chapter 13, tested, out of its cells": 250,
+    "lab.measure: laws and mean_and_error: the law distance and the judge of chapter 13, tested, out of its cells": 250,
     "bookkit.draw: the drawings of Part I and of the front page": 275,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 439,
 }

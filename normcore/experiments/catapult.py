@@ -21,7 +21,7 @@ from normcore.checks import checked_choice
 from normcore.curvature.ntk import ntk_top_eigenvalue
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
-from normcore.lab.nets.plain import cnn
+from normcore.lab.nets.layers import cnn
 from normcore.lab.nets.residual import preresnet
 from normcore.lab.training.probes import Stateful, loss_on, trainable
 

@@ -15,9 +15,8 @@ from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
-from normcore.lab.training.history import Probe
 from normcore.lab.training.loop import at_each_step
-from normcore.lab.training.probes import Angle, trainable, weight_norm
+from normcore.lab.training.probes import Angle, Probe, trainable, weight_norm
 from normcore.schedules import Cosine, StepDecay
 
 ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")

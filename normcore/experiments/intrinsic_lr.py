@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from normcore.checks import checked_choice
 from normcore.experiments import long_runs
 from normcore.lab.data.dataset import Dataset
-from normcore.lab.training.history import Probe
 from normcore.lab.training.loop import Batches, at_each_step
-from normcore.lab.training.probes import SWA, Stateful, direction, trainable, weight_norm
+from normcore.lab.training.probes import SWA, Probe, Stateful, direction, trainable, weight_norm
 from normcore.norm_dynamics.monitor import NormMonitor
 
 Phase = tuple[float, float, float]

@@ -22,9 +22,8 @@ from torch.optim import Optimizer
 from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset, load_dataset
 from normcore.lab.nets.residual import preresnet
-from normcore.lab.training.history import History, Probe
 from normcore.lab.training.loop import Batches, LossFn, train
-from normcore.lab.training.probes import accuracy_on, loss_on
+from normcore.lab.training.probes import History, Probe, accuracy_on, loss_on
 
 CHUNK = 1000
 """Test images whose statistics a norm sees at once, so that memory stays small."""

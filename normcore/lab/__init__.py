@@ -1,18 +1,24 @@
 """The laboratory: small nets, real data, one training loop, and pairs of runs to compare."""
 
 from normcore.lab.data.dataset import Dataset, load_dataset, noisy_labels
-from normcore.lab.laws import (
+from normcore.lab.measure import (
     fifths_left_out,
     forgetting_time,
+    gaps,
     judge_null,
     judged_right,
     law_distance,
     law_ratio,
+    max_gap,
+    mean_and_error,
+    relative_gap,
+    roundings,
+    slope,
 )
-from normcore.lab.measure import gaps, max_gap, mean_and_error, relative_gap, roundings, slope
-from normcore.lab.nets.plain import cnn, cnn1d, mlp
+from normcore.lab.nets.layers import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.residual import preresnet, resnet, transformer
+from normcore.lab.sde import SDERun, brownian_path, simulate_sde
 from normcore.lab.stacks.descend import Descent, descend, half_mse, softmax_loss, stack_loss_on
 from normcore.lab.stacks.stack import (
     Stack,
@@ -24,15 +30,13 @@ from normcore.lab.stacks.stack import (
     wide_curvature,
     wide_kernel,
 )
-from normcore.lab.toys.last_layer import ToyRun, escape_steps, theorem_3_1_bound, toy
-from normcore.lab.toys.sde import SDERun, brownian_path, simulate_sde
-from normcore.lab.toys.valley import ValleyRun, spikes, valley
+from normcore.lab.toys import ToyRun, ValleyRun, escape_steps, spikes, theorem_3_1_bound, toy, valley
 from normcore.lab.training.checkpoint import load_checkpoint, save_checkpoint
-from normcore.lab.training.history import History
 from normcore.lab.training.loop import rounding_twin, run, train
 from normcore.lab.training.probes import (
     SWA,
     Angle,
+    History,
     accuracy_on,
     direction,
     logits,

@@ -1,7 +1,14 @@
-"""The parts that small nets share: weights, norms and activations by name."""
+"""The layers that small nets share, by name, and the plain nets that are one layer behind the other.
 
+Nets are scale-invariant in their trained weights unless asked otherwise: no bias in front of a norm, norms without
+affine parameters and with an eps as small as torch allows, and a head that stays at its random initialisation. Each
+weight is then followed by its own norm, so that the output does not change when any one of them is multiplied by
+c > 0.
+"""
+
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from normcore.checks import checked_choice, checked_number, checked_seed, require_flags, require_type
+from normcore.checks import (
+    checked_choice,
+    checked_count,
+    checked_counts,
+    checked_number,
+    checked_seed,
+    require_flags,
+    require_type,
+)
 
 
 @contextmanager
@@ -191,3 +206,129 @@ def checked_eps(
     if eps is None:
         return SMALLEST_EPS[dtype] if norm in ("batch", "instance") else 0.0
     return checked_number("eps", eps, least=0.0)
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    norm: str = "layer",
+    activation: str = "relu",
+    head: str = "frozen",
+    affine: bool = False,
+    eps: float | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """Build a multilayer perceptron: flatten, then linear-norm-activation, then the head.
+
+    Args:
+        sizes: (inputs, hidden, ..., classes).
+        norm: "layer", "batch", "group", "weight-standardised" (each unit's weights, in the forward
+            pass) or "none".
+        activation: "relu", "leaky_relu" (slope 0.2), "tanh" or "identity".
+        head: "frozen" (random) or "trained".
+        affine: whether the norms have gains and biases, which are trained.
+        eps: of the norms; by default 0, or as good as 0 where torch refuses it.
+        seed: of the initial weights; torch's own generator does not move.
+        dtype: float32 or float64.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or sizes has fewer than three entries.
+
+    Example:
+        >>> net = mlp((64, 16, 10))
+        >>> [tuple(p.shape) for p in net.parameters() if p.requires_grad]
+        [(16, 64)]
+
+    """
+    eps, sizes = checked_eps(eps, norm, dtype, head, affine, activation), checked_counts("sizes", sizes)
+    if len(sizes) < 3:
+        raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {sizes}")
+    with seeded(seed):
+        layers = _layers(norm, 0, itertools.pairwise(sizes[:-1]), activation, affine, eps)
+        return nn.Sequential(nn.Flatten(), *layers, make_head(sizes[-2], sizes[-1], head)).to(dtype)
+
+
+def cnn(channels: Sequence[int] = (8, 16), **options: Any) -> nn.Sequential:
+    """Build a VGG-style net: conv3x3-norm-activation for each width, mean over the image, head.
+
+    Args:
+        channels: widths of the convolutions.
+        **options: strides (by default 1, then 2 for each later one); norm="batch", "group",
+            "layer", "instance", "weight-standardised" or "none"; kernel=3, odd; classes=10;
+            in_channels=1; activation, head, affine, eps, seed, dtype as in `mlp`.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
+
+    Example:
+        >>> cnn((8, 16))(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+
+    """
+    return nn.Sequential(*_conv_net(2, channels, **options))
+
+
+def cnn1d(channels: Sequence[int] = (16, 32, 32), *, in_channels: int = 1, **options: Any) -> nn.Sequential:
+    """Build the same net for signals: conv3-norm-activation for each width, mean over time, head.
+
+    Args:
+        channels: widths of the convolutions.
+        in_channels: of the signals, which come as (N, in_channels, L) or as (N, in_channels*L).
+        **options: as in `cnn`.
+
+    Raises:
+        ValueError: a name or the dtype is unknown, or the number of strides is wrong.
+
+    Example:
+        >>> cnn1d()(torch.randn(2, 40)).shape
+        torch.Size([2, 10])
+
+    """
+    layers = _conv_net(1, channels, in_channels=in_channels, **options)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (in_channels, -1)), *layers)
+
+
+def _layers(
+    norm: str, dims: int, shapes: Iterable[tuple[int, ...]], activation: str, affine: bool, eps: float
+) -> list[nn.Module]:
+    """Weights, norm and activation for each shape: (fan_in, width), then kernel and stride if any."""
+    layers: list[nn.Module] = []
+    for fan_in, width, *window in shapes:
+        layers += [
+            weight_layer(norm, dims, fan_in, width, *window, activation=activation, eps=eps),
+            norm_layer(norm, width, dims=dims, affine=affine, eps=eps),
+            ACTIVATIONS[activation](),
+        ]
+    return layers
+
+
+def _conv_net(
+    dims: int,
+    channels: Sequence[int],
+    *,
+    strides: Sequence[int] | None = None,
+    kernel: int = 3,
+    norm: str = "batch",
+    activation: str = "relu",
+    head: str = "frozen",
+    affine: bool = False,
+    eps: float | None = None,
+    classes: int = 10,
+    in_channels: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    eps = checked_eps(eps, norm, dtype, head, affine, activation)
+    channels, default = checked_counts("channels", channels), [1, *[2] * (len(channels) - 1)]
+    strides = checked_counts("strides", default if strides is None else strides)
+    for name, count in (("kernel", kernel), ("classes", classes), ("in_channels", in_channels)):
+        checked_count(name, count)
+    if not channels or len(strides) != len(channels):
+        raise ValueError(f"channels and strides must be as many, and some, got {channels} and {strides}")
+    with seeded(seed):
+        inputs, kernels = [in_channels, *channels[:-1]], [kernel] * len(channels)
+        shapes = zip(inputs, channels, kernels, strides, strict=True)
+        layers = _layers(norm, dims, shapes, activation, affine, eps)
+        pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
+        return nn.Sequential(*layers, pool, nn.Flatten(), make_head(channels[-1], classes, head)).to(dtype)

@@ -24,7 +24,7 @@ from normcore.checks import (
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
 from normcore.lab.stacks.stack import Stack, StackProbe, require_stack
-from normcore.lab.training.history import Record, require_probes
+from normcore.lab.training.probes import Record, require_probes
 
 StackLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from normcore.checks import require_type, understood
 from normcore.files import atomic_write
-from normcore.lab.training.history import Recorder
+from normcore.lab.training.probes import Recorder
 from normcore.lab.training.processes import from_main, is_main
 
 FILE = "run.pt"

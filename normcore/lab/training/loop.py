@@ -33,8 +33,7 @@ from normcore.checks import (
 from normcore.equivalence.optimizer import ExpLR
 from normcore.equivalence.schedule import EquivalentSchedule, follow
 from normcore.lab.training.checkpoint import RunState
-from normcore.lab.training.history import History, Probe, Recorder, require_probes
-from normcore.lab.training.probes import direction, trainable
+from normcore.lab.training.probes import History, Probe, Recorder, direction, require_probes, trainable
 from normcore.lab.training.processes import is_main
 
 Batches = Sequence[tuple[Tensor, Tensor]]

@@ -8,7 +8,7 @@ import torch
 from scaling import change, defect, with_values
 from torch import nn
 
-from normcore.lab.nets.plain import cnn, cnn1d, mlp
+from normcore.lab.nets.layers import cnn, cnn1d, mlp
 from normcore.lab.nets.residual import preresnet, resnet, transformer
 
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -8,7 +8,7 @@ import torchvision
 from scaling import defect
 from torch import nn
 
-from normcore.lab.nets.plain import cnn, mlp
+from normcore.lab.nets.layers import cnn, mlp
 from normcore.lab.nets.recipe import make_scale_invariant
 from normcore.lab.nets.residual import preresnet, resnet
 

@@ -5,7 +5,7 @@ import pytest
 from oracles_lab import numeric_gradient, toy_loss, toy_run
 
 from normcore.lab import escape_steps, toy
-from normcore.lab.toys.last_layer import toy_gradient
+from normcore.lab.toys import toy_gradient
 
 NORMS = ["none", "sphere", "batch"]
 

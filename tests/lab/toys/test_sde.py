@@ -5,8 +5,8 @@ import pytest
 import torch
 from oracles_equilibrium import fourth_power_ode, gibbs_mean, sgd_on_sphere
 
-from normcore.lab.toys import sde
-from normcore.lab.toys.sde import brownian_path, simulate_sde
+from normcore.lab import sde
+from normcore.lab.sde import brownian_path, simulate_sde
 
 SCALES = (1.0, 2.0, 3.0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from normcore.lab.toys.sde import FORMS, _rate
+from normcore.lab.sde import FORMS, _rate
 
 LR, WD, DIM = 0.3, 0.2, 4
 TILT = torch.tensor(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from normcore.lab.toys.valley import spikes, valley
+from normcore.lab.toys import spikes, valley
 
 
 def by_autograd(lr, weight_decay, steps, start):

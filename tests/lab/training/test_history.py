@@ -8,8 +8,7 @@ import torch
 from helpers import Far
 
 from normcore.lab import mlp, weight_norm
-from normcore.lab.training.history import Recorder
-from normcore.lab.training.probes import Angle
+from normcore.lab.training.probes import Angle, Recorder
 
 
 def recorder_of(net):

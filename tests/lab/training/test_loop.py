@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import normcore as nc
 from normcore.lab import cnn, direction, load_dataset, logits_on, mlp, train, trainable, weight_norm
-from normcore.lab.training import history as history_module
+from normcore.lab.training import probes as probes_module
 
 DATA = load_dataset("digits", dtype=torch.float64)
 
@@ -124,7 +124,7 @@ def test_a_device_is_not_waited_for_between_readings(monkeypatch):
     for options in ({}, {"schedule": schedule}, {"channels_last": True}):
         assert meta_run(30, every=1000, **options) == 30  # looked at when all is done
     assert meta_run(30, every=12) == 12
-    monkeypatch.setattr(history_module, "MOST_WAITING", 20)
+    monkeypatch.setattr(probes_module, "MOST_WAITING", 20)
     assert meta_run(30, every=1000) == 19  # the loss of step 19 is the twentieth
 
 
