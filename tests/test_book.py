@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from normcore.bookkit import chapters, robust
-from normcore.bookkit.faults import directives
+from normcore.bookkit.chapters import directives
 from normcore.bookkit.scoreboard import NOT_TESTED, load_scoreboard
 from normcore.experiments import catapult, exponential_lr, intrinsic_lr, stored
 

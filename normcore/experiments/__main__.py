@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from normcore.experiments.long_runs import command_line
+from normcore.experiments.stored import command_line
 
 COMMANDS = ("exponential_lr", "intrinsic_lr", "catapult")
 

@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 
 from normcore.checks import checked_choice
 from normcore.curvature.ntk import ntk_top_eigenvalue
-from normcore.experiments import long_runs
+from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.nets.layers import cnn
 from normcore.lab.nets.residual import preresnet
@@ -35,7 +35,7 @@ EARLY = 100
 
 
 @dataclass(frozen=True)
-class Setting(long_runs.Setting):
+class Setting(stored.Setting):
     """What all runs share; the defaults are WRN-16-4 (with a stem of 64 channels) and CIFAR-10."""
 
     depth: int = 14
@@ -125,12 +125,12 @@ def train_arm(
     every = max(1, steps // setting.readings)
     last = math.ceil(steps / every)
     probes = {
-        "train_loss": loss_on(seen.x_train, seen.y_train, half_mse, chunk=long_runs.CHUNK),
+        "train_loss": loss_on(seen.x_train, seen.y_train, half_mse, chunk=stored.CHUNK),
         "curvature": CurvatureAt(seen.x_train, (0, last // 10, last)),
     }
     batches = data.batches(steps, setting.batch_size, seed, replacement=False)
     options |= {"loss_fn": half_mse, "folder": folder, "every": every, "probes": probes}
-    history = long_runs.fit(net, torch.optim.SGD(trainable(net), lr=lr), batches, data, **options)
+    history = stored.fit(net, torch.optim.SGD(trainable(net), lr=lr), batches, data, **options)
     names = ("train_loss", "test_accuracy", "test_loss", "curvature")
     records = {
         "rate": np.array([lr, c, start]),
@@ -142,4 +142,4 @@ def train_arm(
     return records, history.diverged_at
 
 
-RUNS = long_runs.LongRuns("catapult", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)
+RUNS = stored.LongRuns("catapult", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)

@@ -13,7 +13,7 @@ from torch import nn
 from normcore.checks import checked_choice
 from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
-from normcore.experiments import long_runs
+from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.training.loop import at_each_step
 from normcore.lab.training.probes import Angle, Probe, trainable, weight_norm
@@ -23,7 +23,7 @@ ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")
 
 
 @dataclass(frozen=True)
-class Setting(long_runs.Setting):
+class Setting(stored.Setting):
     """What all runs share; the defaults are the paper's."""
 
     epochs: int = 300
@@ -92,7 +92,7 @@ def train_arm(
     "norm". Other options are those of `lab.train`.
     """
     epoch = len(data.y_train) // setting.batch_size
-    net, first = long_runs.residual_net(setting, data, seed), FirstStepAngle(epoch)
+    net, first = stored.residual_net(setting, data, seed), FirstStepAngle(epoch)
     rates: Any = rates_of(arm, setting, epoch)
     free = isinstance(rates, EquivalentSchedule)
     decay = 0.0 if free else setting.weight_decay
@@ -108,7 +108,7 @@ def train_arm(
     batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
     probes: dict[str, Probe] = {"norm": weight_norm, "epoch_angle": Angle(), "step_angle": first}
     options |= {"schedule": rates if free else None, "before_step": before_step, "folder": folder}
-    history = long_runs.fit(net, optimizer, batches, data, every=epoch, probes=probes, **options)
+    history = stored.fit(net, optimizer, batches, data, every=epoch, probes=probes, **options)
     log_rates = rates.log_lr if free else np.log(rates)
     records = {
         "train_loss": history.loss.reshape(setting.epochs, epoch).mean(axis=1),
@@ -121,4 +121,4 @@ def train_arm(
 
 
 SIZES = {"paper": Setting(), "small": SMALL, "tiny": TINY}
-RUNS = long_runs.LongRuns("exponential_lr", SIZES, ARMS, train_arm)
+RUNS = stored.LongRuns("exponential_lr", SIZES, ARMS, train_arm)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from normcore.checks import checked_choice
-from normcore.experiments import long_runs
+from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.training.loop import Batches, at_each_step
 from normcore.lab.training.probes import SWA, Probe, Stateful, direction, trainable, weight_norm
@@ -57,7 +57,7 @@ ARMS = tuple(PHASES)
 
 
 @dataclass(frozen=True)
-class Setting(long_runs.Setting):
+class Setting(stored.Setting):
     """What all runs share; the defaults are the paper's net, data and rate."""
 
     lr: float = 0.8
@@ -148,18 +148,18 @@ def train_arm(
     else:
         draw, crop, flip = (steps, setting.batch_size, seed), setting.crop, setting.flip
         batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
-    net = long_runs.residual_net(setting, data, seed)
+    net = stored.residual_net(setting, data, seed)
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, weight_decay=setting.weight_decay)
     first, last = (round(PHASES[arm][i][2] * unit) for i in (0, -1))
     averaging = steps // 2 if len(PHASES[arm]) == 1 else steps - last
     probes: dict[str, Probe] = {
         "monitor": MonitorReading(NormMonitor(optimizer, horizon=unit)),
         "norm": weight_norm,
-        "swa_accuracy": SWA(data.x_test, data.y_test, first=averaging // every, chunk=long_runs.CHUNK),
+        "swa_accuracy": SWA(data.x_test, data.y_test, first=averaging // every, chunk=stored.CHUNK),
         "chord": Chord(first // 2 // every),
     }
     options |= {"before_step": at_each_step(optimizer, lr=lr, weight_decay=weight_decay), "folder": folder}
-    history = long_runs.fit(net, optimizer, batches, data, every=every, probes=probes, **options)
+    history = stored.fit(net, optimizer, batches, data, every=every, probes=probes, **options)
     pieces = [history.loss[a:b] for a, b in pairwise(history.step)]
     at = np.minimum(history.step, steps - 1)
     names = ("norm", "test_accuracy", "test_loss", "swa_accuracy", "chord")
@@ -173,4 +173,4 @@ def train_arm(
     return records, history.diverged_at
 
 
-RUNS = long_runs.LongRuns("intrinsic_lr", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)
+RUNS = stored.LongRuns("intrinsic_lr", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)

@@ -6,8 +6,7 @@ from book_files import GOOD, chapter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from normcore.bookkit import chapters
-from normcore.bookkit.chapters import MISSING
-from normcore.bookkit.faults import directives, only_draws_or_claims, problems
+from normcore.bookkit.chapters import MISSING, directives, only_draws_or_claims, problems
 
 
 def faults(notebook):

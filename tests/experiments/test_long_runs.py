@@ -9,7 +9,7 @@ import torch
 from normcore import lab
 from normcore.experiments import stored
 from normcore.experiments.__main__ import main
-from normcore.experiments.long_runs import LongRuns, Setting, command_line, fit, load, residual_net
+from normcore.experiments.stored import LongRuns, Setting, command_line, fit, residual_net
 
 TINY = Setting("digits", train=100, test=50)
 
@@ -58,7 +58,7 @@ def test_nothing_is_loaded_when_all_is_stored(tmp_path, monkeypatch):
     log = []
     command_line(counted(log), "text", tiny(tmp_path, "--seeds", "0"))
     monkeypatch.setattr(
-        "normcore.experiments.long_runs.load", lambda *_: pytest.fail("loaded the data again")
+        "normcore.experiments.stored.dataset_of", lambda *_: pytest.fail("loaded the data again")
     )
     assert command_line(counted(log), "text", tiny(tmp_path, "--seeds", "0")) == 0
 
@@ -77,7 +77,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_the_data_of_a_setting(cifar10_folder):
-    whole = load(Setting("image-folder", image_size=8, train=60), str(cifar10_folder), False, "cpu")
+    whole = dataset_of(Setting("image-folder", image_size=8, train=60), str(cifar10_folder), False, "cpu")
     assert whole.pixels_train.shape == (60, 3, 8, 8) and len(whole.y_test) == 200
 
 
