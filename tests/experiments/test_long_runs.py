@@ -9,7 +9,7 @@ import torch
 from normcore import lab
 from normcore.experiments import stored
 from normcore.experiments.__main__ import main
-from normcore.experiments.stored import LongRuns, Setting, command_line, fit, residual_net
+from normcore.experiments.stored import LongRuns, Setting, command_line, dataset_of, fit, residual_net
 
 TINY = Setting("digits", train=100, test=50)
 
