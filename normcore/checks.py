@@ -50,12 +50,7 @@ def said(value: Any) -> str:
 
 
 def numbers(name: str, value: Any) -> FloatArray:
-    """The value as a float64 array of any shape.
-
-    Raises:
-        TypeError: it is not made of real numbers that can be read here.
-
-    """
+    """The value as a float64 array of any shape; a TypeError where it is not made of real numbers."""
     try:
         array = np.asarray(value)
         exotic = array.dtype.kind == "O" and all(_is_real(entry) for entry in array.flat)  # a Fraction, say

@@ -13,12 +13,6 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
     Raises:
         OSError: it cannot be written; the old file is still there.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     atomic_write(Path(folder, "a", "b.txt"), "text").read_text()
-        'text'
-
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

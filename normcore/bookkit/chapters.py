@@ -71,15 +71,7 @@ def _source_problems(cell: Notebook) -> Iterable[str]:
 
 
 def only_draws_or_claims(source: str) -> bool:
-    """Whether a cell is for the eye or for the record, and not a step of the argument.
-
-    Example:
-        >>> only_draws_or_claims('claim("E1/a", gap, "<", 2, source="x")')
-        True
-        >>> only_draws_or_claims('run = lab.run(net); claim("E1/a", run.gap, "<", 2, source="x")')
-        False
-
-    """
+    """Whether a cell is for the eye or for the record, and not a step of the argument."""
     if source.lstrip().startswith(("%", "!")):
         return False
     body = ast.parse(source).body

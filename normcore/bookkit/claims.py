@@ -274,12 +274,7 @@ def verdict_table() -> VerdictTable:
 
 
 def parse_records(text: str) -> list[Record]:
-    """Read back what `VerdictTable` printed.
-
-    Raises:
-        ValueError: a line is not a record.
-
-    """
+    """Read back what `VerdictTable` printed; a line that is not a record is a ValueError."""
     verdicts = {*(v + end for v in (HELD, RESTRICTED, NOT_HELD, UNRESOLVED) for end in ("", UNEXPECTED))}
     verdicts |= {FAILED, NOT_FAILED + UNEXPECTED}
     records = []

@@ -43,12 +43,7 @@ def use_style() -> None:
 def panels(
     count: int = 1, *, rows: int = 1, height: float = 3.4, width: float = 7.0, **options: Any
 ) -> Iterator[Any]:
-    """A figure with `count` panels side by side, in so many rows; shows it at the end.
-
-    Yields:
-        The Axes, or an array of them, by row if there are several.
-
-    """
+    """The Axes of a figure, or an array of `count` side by side, by row if there are several; shows it at the end."""
     _, axes = plt.subplots(rows, count, figsize=(width, height), **options)
     yield axes
     plt.show()

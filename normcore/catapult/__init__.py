@@ -14,15 +14,5 @@ from normcore.catapult.warm_up import (
     simulate,
 )
 
-__all__ = [
-    "FullRun",
-    "WarmUpRun",
-    "WeightCorrelations",
-    "duration",
-    "edges",
-    "final_curvature",
-    "initial_state",
-    "peak",
-    "simulate",
-    "simulate_full",
-]
+__all__ = ["FullRun", "WarmUpRun", "WeightCorrelations", "simulate", "simulate_full"]
+__all__ += ["duration", "edges", "final_curvature", "initial_state", "peak"]

@@ -174,15 +174,12 @@ def _groups(
         units = []
         for unit in [*((name,) for name in names["alone"]), *joint]:
             if set(unit) <= set(held):
-                norm, grad = (_norm(source, unit) for source in (weights, grads))
+                sizes = [[float(of[n].detach().double().norm()) for n in unit] for of in (weights, grads)]
+                norm, grad = (math.hypot(*each) for each in sizes)
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
         groups.append(Group(label, names, family_of(optimizer, own), rates[i], own.get("betas"), alive))
     return groups
-
-
-def _norm(tensors: Mapping[str, Tensor], names: Sequence[str]) -> float:
-    return math.hypot(*(float(tensors[name].detach().double().norm()) for name in names))
 
 
 def _scale_free(

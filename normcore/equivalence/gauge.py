@@ -35,10 +35,6 @@ class UpdateRule:
     Raises:
         ValueError: degree is not 0, 1 or 2, or not 1 although the decay is coupled.
 
-    Example:
-        >>> RULES["adamw"]
-        UpdateRule(decoupled=True, nesterov=False, degree=0)
-
     """
 
     decoupled: bool
@@ -105,12 +101,7 @@ def _stock(kind: Any) -> str | None:
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """The torch optimizer itself, of one that a trainer has wrapped and keeps as `.optimizer`.
-
-    Raises:
-        TypeError: there is none.
-
-    """
+    """The torch optimizer itself, also of what a trainer has wrapped around it and keeps it in as `.optimizer`."""
     inner = optimizer
     while isinstance(getattr(inner, "optimizer", None), Optimizer):
         inner = inner.optimizer

@@ -186,9 +186,11 @@ class ExpLR:
 
     def _check_loads(self) -> None:
         """Raise ValueError where weights and gauges come from different times."""
-        before = self._before_loads
-        changed = any(gauge.state() != before.get(i) for i, gauge in self.gauges.items())
-        mixed = self._loads == {"model"} or (self._loads == {"gauge"} and changed)
+        before, loads = self._before_loads, self._loads
+        changed = loads == {"gauge"} and any(
+            gauge.state() != before.get(i) for i, gauge in self.gauges.items()
+        )
+        mixed = changed or loads == {"model"}
         if mixed and any(map(is_moved, before.values())):
             raise ValueError(
                 f"model and optimizer must be loaded together, got the {next(iter(self._loads))} alone: "

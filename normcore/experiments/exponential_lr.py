@@ -41,13 +41,7 @@ TINY = Setting("digits", depth=8, width=4, epochs=2, milestones=(1,), batch_size
 
 
 def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | EquivalentSchedule:
-    """The rates of an arm with weight decay, (T,), or the schedule of one without; an epoch has `epoch` steps.
-
-    Example:
-        >>> rates_of("texp", Setting(), 391)  # the rate ends above 10^11
-        EquivalentSchedule(steps=117300, log10_lr=-0.9998..11.64, corrections=3)
-
-    """
+    """The rates of an arm with weight decay, (T,), or the schedule of one without; an epoch has `epoch` steps."""
     steps, wd, momentum = setting.epochs * epoch, setting.weight_decay, setting.momentum
     staircase = StepDecay(setting.lr, tuple(m * epoch for m in setting.milestones))
     if arm in ("texp", "texp--"):

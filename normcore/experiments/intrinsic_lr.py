@@ -80,14 +80,7 @@ TINY = Setting(**ON_DIGITS, weight_decay=0.125, crop=0, flip=False, readings=2, 
 
 
 def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The learning rate and the weight decay of each step of an arm, (T,) each.
-
-    Example:
-        >>> lr, weight_decay = rates_of("lr/10", Setting())
-        >>> len(lr), lr[[0, -1]].round(3).tolist(), weight_decay[-1].tolist()
-        (15625, [0.8, 0.08], 0.002)
-
-    """
+    """The learning rate and the weight decay of each step of an arm, (T,) each."""
     checked_choice("arm", arm, list(ARMS))
     phases = PHASES[arm]
     lengths = [round(length * setting.unit) for _, _, length in phases]

@@ -25,12 +25,8 @@ FEW = 64
 
 @contextmanager
 def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
-    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random state are as before.
-
-    Args:
-        model: any module.
-        train: True or False puts every module into that mode; None leaves the modes.
-
+    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random state
+    are as before. `train` puts every module into that mode; None leaves the modes.
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [t.detach().clone() for t in tensors]

@@ -29,13 +29,7 @@ def _gaps(**records: ArrayLike) -> NDArray[np.float64]:
 
 
 def first_nan(record: ArrayLike) -> list[int | None]:
-    """Find for each run the first reading of a record (readings, runs) that is NaN, or None.
-
-    Example:
-        >>> first_nan([[1.0, 1.0], [2.0, float("nan")]])
-        [None, 1]
-
-    """
+    """For each run the first reading of a record (readings, runs) that is NaN, or None."""
     lost = np.isnan(np.asarray(record, dtype=np.float64))
     return [int(run.argmax()) if run.any() else None for run in lost.T]
 

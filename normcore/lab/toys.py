@@ -216,16 +216,10 @@ def theorem_3_1_bound(
         the constants 64 and 9 are not, and are only held against simulations.
 
     """
-    given = {
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "epsilon": epsilon,
-        "norm": norm,
-        "batch_size": batch_size,
-    }
+    given = {"lr": lr, "weight_decay": weight_decay, "epsilon": epsilon, "norm": norm}
     for name, value in given.items():
         checked_number(name, value, above=0)
-    checked_number("dim", dim, above=2)
+    checked_number("batch_size", batch_size, above=0), checked_number("dim", dim, above=2)
     if checked_number("delta", delta, above=0) > 1:
         raise ValueError(f"delta must be in (0, 1], got {delta!r}")
     rate = lr * weight_decay - 2 * epsilon**2
@@ -297,10 +291,8 @@ def valley(
     Source: the toy of Li, Lyu & Arora (2020), arXiv 2010.02916, as their talks show it.
 
     """
-    lr, weight_decay = (
-        checked_number("lr", lr, above=0),
-        checked_number("weight_decay", weight_decay, least=0),
-    )
+    lr = checked_number("lr", lr, above=0)
+    weight_decay = checked_number("weight_decay", weight_decay, least=0)
     checked_count("steps", steps)
     require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
     point = checked("start", start)

@@ -22,13 +22,7 @@ Number = Any
 
 
 def common(**arguments: Number) -> list[Number]:
-    """Bring the arguments to one kind: tensors if one of them is a tensor, else float64 arrays.
-
-    Raises:
-        TypeError: an argument is not made of real numbers.
-        ValueError: their shapes do not broadcast.
-
-    """
+    """Bring the arguments to one kind: tensors if one of them is a tensor, else float64 arrays."""
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     for name, tensor in tensors.items():
         if tensor.is_complex() or tensor.dtype == torch.bool:

@@ -25,12 +25,6 @@ def windows(x: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int
     """Pad images (B, C, H, W) with zeros and cut from each a window of the old size, at its own place, mirrored or not.
 
     Rows and columns of the windows begin at top and left, (B,) in 0 ... 2 padding: `padding` leaves them as they are.
-
-    Example:
-        >>> image, here = torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor
-        >>> windows(image, here([0]), here([1]), here([True]), 1)[0, 0].tolist()  # a row down, mirrored
-        [[0, 0], [2, 1]]
-
     """
     height, width = x.shape[-2:]
     column = torch.arange(width, device=x.device)

@@ -112,10 +112,6 @@ def standardised(weight: Tensor, eps: float = 0.0, gain: float = 1.0) -> Tensor:
     1/sqrt(fan_in) keeps the size of the signal, which nothing else in the net would. With eps = 0 the result is
     invariant under scaling of each filter, and nan for a filter of equal weights.
 
-    Example:
-        >>> standardised(torch.tensor([[1.0, 3.0, 5.0, 7.0]]) * 10, gain=math.sqrt(20)).round(decimals=4)
-        tensor([[-3., -1.,  1.,  3.]])
-
     Source: Qiao et al. (2019), arXiv 1903.10520; the scale is that of Brock et al. (2021), arXiv 2101.08692.
 
     """
@@ -141,10 +137,6 @@ def weight_layer(
 
     The convolution is padded so as to keep the size of the signal. `norm` is the net's: with "weight-standardised" the
     weights are standardised, with `eps`, and the activation of the net sets their constant factor.
-
-    Raises:
-        ValueError: there are fewer than two weights to standardise, or the kernel is even.
-
     """
     if kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, got {kernel}")
@@ -164,10 +156,6 @@ def norm_layer(kind: str, channels: int, *, dims: int, affine: bool, eps: float)
 
     The kinds are "batch", "group" (up to four groups), "layer", "instance" (not for features), and "weight-standardised"
     and "none", which leave the signal as it is. `affine` gives it a gain and a bias, which are trained.
-
-    Raises:
-        ValueError: the kind is unknown.
-
     """
     if kind == "batch":
         make = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d

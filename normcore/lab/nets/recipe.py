@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normcore.checks import require_type
 from normcore.invariance.degrees import NORM_LAYERS
-from normcore.invariance.probing import Evaluator, flat_output, tensors_in, untouched
+from normcore.invariance.probing import Evaluator, flat_output, tensors_in, trainable, untouched
 from normcore.invariance.symmetries import reverse_rows
 from normcore.lab.nets.layers import SMALLEST_EPS
 
@@ -87,7 +87,7 @@ def make_scale_invariant(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> 
     """
     require_type("model", model, nn.Module, "a torch.nn.Module")
     require_type("inputs", inputs, Tensor, "a tensor")
-    if not _trained(model):
+    if not trainable(model):
         raise ValueError("model must have a trained parameter, got none")
     copied = copy.deepcopy(model).double()
     x = inputs.double() if inputs.is_floating_point() else inputs
@@ -100,13 +100,9 @@ def make_scale_invariant(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> 
         return ScaleFreeReport(changes, *_measure(copied, x, seed))
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def _measure(model: nn.Module, inputs: Tensor, seed: int) -> tuple[float, tuple[str, ...]]:
     """The defect of all trained weights at two points, and the tensors that are not invariant alone."""
-    names, evaluate = list(_trained(model)), Evaluator(model, inputs, seed)
+    names, evaluate = list(trainable(model)), Evaluator(model, inputs, seed)
     if not names:
         return math.nan, ()
 
@@ -135,11 +131,11 @@ def _arrivals(model: nn.Module, inputs: Any) -> tuple[set[str], set[str]]:
         for norm in (m for m in model.modules() if isinstance(m, NORM_LAYERS)):
             hooks.enter_context(norm.register_forward_hook(cut))
         output = tensors_in(model(inputs))
-    trained = _trained(model)
+    trained = trainable(model)
     return _sources(output, trained), _sources(into, trained)
 
 
-def _sources(values: Sequence[Tensor], trained: dict[str, nn.Parameter]) -> set[str]:
+def _sources(values: Sequence[Tensor], trained: dict[str, Tensor]) -> set[str]:
     sums = [value.sum() for value in values if value.requires_grad]
     if not sums:
         return set()

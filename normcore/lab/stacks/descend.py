@@ -23,7 +23,7 @@ from normcore.checks import (
 )
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
-from normcore.lab.stacks.stack import Stack, StackProbe, require_stack
+from normcore.lab.stacks.stack import Stack, StackProbe
 from normcore.lab.training.probes import Record, require_probes
 
 StackLoss = Callable[[Tensor, Tensor], Tensor]
@@ -97,7 +97,7 @@ def descend(
         [None, 1]
 
     """
-    require_stack("stack", stack)
+    require_type("stack", stack, Stack, "a Stack")
     if not isinstance(data, Dataset) and not (isinstance(data, tuple | list) and len(data) == 2):
         raise TypeError(f"data must be a Dataset or a pair (x, y), got {said(data)}")
     x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else data

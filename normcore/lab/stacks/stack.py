@@ -217,11 +217,6 @@ class Stack(nn.Module):
         return self
 
 
-def require_stack(name: str, value: Any) -> None:
-    """Raise TypeError unless this is a `Stack`."""
-    require_type(name, value, Stack, "a Stack")
-
-
 def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
     """N(0, 1) weights of one net, drawn on the CPU so that a seed means the same net on every device."""
     generator = torch.Generator().manual_seed(seed)
@@ -231,7 +226,7 @@ def _draw(sizes: Sequence[int], seed: int, dtype: torch.dtype) -> list[Tensor]:
 @torch.no_grad()
 def stack_weights(stack: Stack) -> Tensor:
     """Each run's trained weights as one vector, (R, n): a probe for `descend`."""
-    require_stack("stack", stack)
+    require_type("stack", stack, Stack, "a Stack")
     return torch.cat([w.flatten(1) for w in stack.weights], dim=1)
 
 
@@ -244,7 +239,7 @@ def stack_norms(stack: Stack) -> Tensor:
 @torch.no_grad()
 def stack_predictions(stack: Stack, x: Tensor) -> Tensor:
     """The label that each run gives to each input (N, ...), (R, N)."""
-    require_stack("stack", stack)
+    require_type("stack", stack, Stack, "a Stack")
     output: Tensor = stack(x, own=False)
     return output.argmax(dim=2)
 
@@ -268,7 +263,7 @@ def wide_kernel(nets: Stack, x: Tensor) -> Tensor:
         torch.Size([1, 8, 8])
 
     """
-    require_stack("nets", nets)
+    require_type("nets", nets, Stack, "a Stack")
     if nets.norm == "batch":
         raise ValueError(
             "nets must not have norm 'batch', which couples the inputs of a batch, got one that has"
