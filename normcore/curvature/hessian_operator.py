@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.checks import checked_choice, checked_count, checked_loss, checked_pair, require_type
-from normcore.curvature.operator import (
-    EigenResult,
-    SymmetricOperator,
-    default_tolerance,
-    usable,
-)
+from normcore.curvature.operator import EigenResult, SymmetricOperator, default_tolerance, usable
 from normcore.curvature.snapshot import Snapshot, derivable_once, flatten, grad
 
 METHODS = ("auto", "double_backward", "jvp_grad", "finite_difference")
@@ -116,7 +111,6 @@ class HessianOperator(SymmetricOperator):
         return flatten(self.snapshot.run(lambda _: grad(gradients, leaves, pieces, retain_graph=keep)))
 
     def _forward_over_reverse(self, vector: Tensor, x: Any, y: Any) -> Tensor:
-        """H v as the derivative of the gradient along v."""
         values = {n: p.detach() for n, p in self.snapshot.leaves.items()}
         # torch fails on the implicit zero tangent of a real target, so it gets an explicit one
         target = (y,) if isinstance(y, Tensor) and y.is_floating_point() else ()
@@ -163,7 +157,6 @@ class HessianOperator(SymmetricOperator):
         return products[best]
 
     def _note_error(self, a: Tensor, b: Tensor) -> None:
-        """Keep the largest relative difference of two estimates of a product."""
         size = float(a.norm())
         self.error = max(self.error, float((a - b).norm()) / size if size > 0 else 0.0)
 

@@ -71,8 +71,6 @@ class NTKOperator(SymmetricOperator):
         return lambda vector: kernel.apply(vector.view(self.samples, -1)).flatten()
 
     def _dense(self, x: Any) -> Callable[[Tensor], Tensor]:
-        """One backward pass for each output."""
-
         def jacobian(model: nn.Module) -> Tensor:
             output = model(x).flatten()
             return torch.stack([flatten(grad(f, self.snapshot.tensors, retain_graph=True)) for f in output])
@@ -120,7 +118,6 @@ class NTKOperator(SymmetricOperator):
 
 
 def _sound(output: Any) -> Tensor:
-    """The output, if it is one finite tensor."""
     if not isinstance(output, Tensor) or output.dim() == 0 or not output.is_floating_point():
         raise TypeError(f"model must return one real tensor (m, ...), got {type(output).__name__}")
     if not output.numel():

@@ -98,13 +98,6 @@ def top_eigenpair(
     one; with share 0 the value is only known to be an eigenvalue. The search is orthogonal to the pairs that are
     `known`. A start of the wrong size or a product that is not finite is a ValueError.
 
-    Example:
-        >>> matrix = torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))
-        >>> operator = SymmetricOperator(matrix.mv, 100, matrix.dtype, matrix.device)
-        >>> result = top_eigenpair(operator)
-        >>> result.converged, round(result.value, 6)
-        (True, 100.0)
-
     Source: Wu & Simon (2000), thick-restart Lanczos.
 
     """

@@ -33,9 +33,8 @@ class Snapshot:
             raise ValueError("model must have a trainable parameter, got none with requires_grad=True")
         self._fixed = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
         self._buffers = {n: b.detach().clone() for n, b in buffers.items()}
-        first = {
-            id(t): n for n, t in [*named.items(), *buffers.items()]
-        }  # a tied one has one name, many places
+        # a tied one has one name, many places
+        first = {id(t): n for n, t in [*named.items(), *buffers.items()]}
         stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
         self._places = [(s, key, first[id(t)]) for s in stores for key, t in s.items() if t is not None]
         kinds = {(p.dtype, p.device) for p in self.leaves.values()}

@@ -194,19 +194,11 @@ def _scale_free(
     text += f"; {opposed['share']:.1%} reciprocally (one up, another down: decay balances the two)"
     idle = [name for name in grads if name not in held]
     text += f". In no group of the optimizer: {_some(idle)}" if idle else ""
-    return say(
-        "scale-free",
-        text,
-        "warning" if idle else "ok",
-        shares=shares,
-        reciprocal=opposed,
-        weights=total,
-        idle=idle,
-    )
+    numbers = {"shares": shares, "reciprocal": opposed, "weights": total, "idle": idle}
+    return say("scale-free", text, "warning" if idle else "ok", **numbers)
 
 
 def _decay(group: Group) -> Finding:
-    """Where weight decay is a learning rate, a penalty, or nothing."""
     weight_decay = float(group.rates[:, 1].max())
     parts = [f"{MEANING[role]} {_some(names)}" for role, names in group.names.items() if names]
     text = f"{weight_decay:.4g} is " + "; ".join(parts) if weight_decay and parts else "none"

@@ -144,7 +144,6 @@ class CoScaling:
         return getattr(self.model.get_submodule(owner), name)  # type: ignore[no-any-return]
 
     def _on_forward(self, root: nn.Module, args: Any, kwargs: Any) -> None:
-        """Hold the trial that is due."""
         if CoScaling.trying or root.training in self._modes:
             return
         if any(self._registered(p) is not p and not is_sharded(p) for p in self.tagged()):

@@ -130,9 +130,8 @@ class Run:
             return 0
         exponent = math.log2(base[call] / norm) if base[call] > 0.0 < norm else 0.5
         if abs(exponent - round(exponent)) > INTEGER:
-            self.mixed = (
-                self.mixed or f"the input of norm layer {layer.name!r} mixes scaled and unscaled parts"
-            )
+            what = f"the input of norm layer {layer.name!r} mixes scaled and unscaled parts"
+            self.mixed = self.mixed or what
             return 0
         if self.degrees.setdefault(layer, round(exponent)) != round(exponent):
             raise ValueError(

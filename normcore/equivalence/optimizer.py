@@ -242,10 +242,8 @@ class ExpLR:
             yield
         finally:
             if self._events == events:
-                only_read = all(
-                    torch.equal(*parts([t, copy * factor]))
-                    for (t, factor), copy in zip(held, copies, strict=False)
-                )
+                pairs = zip(held, copies, strict=False)
+                only_read = all(torch.equal(*parts([t, copy * factor])) for (t, factor), copy in pairs)
                 for i, gauge in self.gauges.items():
                     gauge.from_weight_decay(states[i])
                 self.norms.update()
@@ -278,12 +276,7 @@ class ExpLR:
                     p.grad.mul_(unit)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay.
-
-        Returns:
-            The total norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
-
-        """
+        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay; gives it as it was."""
         require("max_norm", max_norm, ">= 0", numbers("max_norm", max_norm) >= 0)
         require("norm_type", norm_type, "> 0", numbers("norm_type", norm_type) > 0)
         with self.ordinary_gradients():

@@ -204,7 +204,6 @@ def equivalent_schedule(
 
 
 def _check_switches(start: str, rule: UpdateRule, hyper: Sequence[FloatArray]) -> None:
-    """Raise ValueError for switches that contradict one another."""
     lr, weight_decay, momentum, dampening = hyper
     checked_choice("start", start, ("zero", "stationary"))
     if not rule.nesterov:
@@ -230,9 +229,8 @@ def run_gauge(
     log_scale, lost, ratio = 0.0, 0.0, 0.0
     scales, ratios, gauges = array("d", [0.0]), array("d"), array("d")
     corrections: dict[int, float] = {}
-    for t, (lr, wd, momentum, dampening) in enumerate(
-        zip(*(column.tolist() for column in hyper), strict=True)
-    ):
+    rows = zip(*(column.tolist() for column in hyper), strict=True)
+    for t, (lr, wd, momentum, dampening) in enumerate(rows):
         target, step = advance(regauge.get(t, ratio), lr, wd, momentum, dampening)
         if target != ratio or t in regauge:
             corrections[t] = (ratio - target) * math.exp(2.0 * log_scale)

@@ -90,12 +90,9 @@ class StepHooks:
 def _refuse_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raise where a step would take converted weights for ordinary ones: in a copy that no ExpLR is attached to."""
     for group in optimizer.param_groups:
-        gauge = GAUGE_OF.get(id(group["params"][0])) if RECORD in group else None
-        if (
-            RECORD in group
-            and is_moved(group[RECORD])
-            and (gauge is None or gauge.optimizer is not optimizer)
-        ):
+        converted = RECORD in group and is_moved(group[RECORD])
+        gauge = GAUGE_OF.get(id(group["params"][0])) if converted else None
+        if converted and (gauge is None or gauge.optimizer is not optimizer):
             raise ValueError(
                 "optimizer must have an ExpLR attached, got one with weights that ExpLR has converted (a copy, or loaded): "
                 "attach ExpLR(optimizer, model), which goes on from there, and detach() it for weight decay"

@@ -109,18 +109,11 @@ def texp(
         ratio = stationary_ratio(lr, wd, momentum)
         if momentum > 0:
             regauge[start] = ratio
-    hyper = columns(
-        None,
-        lr=np.repeat(rates, lengths),
-        weight_decay=np.repeat(decays, lengths),
-        momentum=momentum,
-        dampening=0.0,
-    )
-    return run_gauge(hyper, regauge)
+    each = {"lr": np.repeat(rates, lengths), "weight_decay": np.repeat(decays, lengths)}
+    return run_gauge(columns(None, **each, momentum=momentum, dampening=0.0), regauge)
 
 
 def _phase_columns(phases: Sequence[tuple[float, int]]) -> tuple[FloatArray, list[int]]:
-    """The rates and lengths of the phases, validated."""
     require_type("phases", phases, list | tuple, "a list of (lr, steps) pairs")
     if not phases:
         raise ValueError(f"phases must hold at least one (lr, steps) pair, got {phases!r}")

@@ -185,7 +185,6 @@ def _call_degree(name: str, doubled: float, base: float) -> int | None:
 
 
 def _input_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[float]]:
-    """The norm of each norm layer's input at each of its calls in one forward pass."""
     norms: dict[str, list[float]] = {}
 
     def record(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

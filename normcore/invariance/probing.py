@@ -264,12 +264,9 @@ class Evaluator:
             rms, natural = float(p.norm()) / root, NATURAL if p.dim() <= 1 else p.shape[0] ** 0.5 / root
             hides = rms < natural * (1.0 if p.dim() <= 1 else 1e-2)
             centre = p * (0.0 if hides else max(1.0, natural / rms))
-            draw = torch.randn(
-                p.shape, generator=torch.Generator().manual_seed(1000 + seed + i), dtype=p.dtype
-            )
-            size = (
-                (natural if hides else 0.2 * max(rms, natural)) * root / float(draw.norm().clamp_min(1e-30))
-            )
+            generator, way = torch.Generator().manual_seed(1000 + seed + i), 0.2 * max(rms, natural)
+            draw = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            size = (natural if hides else way) * root / float(draw.norm().clamp_min(1e-30))
             first[name], second[name] = centre + size * draw.to(p), centre - size * draw.to(p)
         return first, second
 

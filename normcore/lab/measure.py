@@ -313,10 +313,8 @@ def judge_null(points: ArrayLike, *, draws: int = 200, seed: int = 0) -> FloatAr
     generator = np.random.default_rng(checked_count("seed", seed, least=0))
     order = generator.permuted(np.broadcast_to(np.arange(together), lots), axis=2)
     dealt = np.take_along_axis(few[None], order[..., None], axis=2)
-    scores: FloatArray = (
-        judged_right(dealt.reshape(-1, 2, children, together)).reshape(draws, pairs).mean(axis=1)
-    )
-    return scores
+    scores = judged_right(dealt.reshape(-1, 2, children, together)).reshape(draws, pairs)
+    return np.asarray(scores.mean(axis=1))
 
 
 def _answers(labels: ArrayLike, classes: int) -> FloatArray:

@@ -271,11 +271,8 @@ def _factor(noise: Any, start: Tensor) -> Factor:
 def _check(start: Tensor, loss: Loss | None, steps: int, form: str, dt: float, every: int) -> None:
     if not start.is_floating_point():
         raise ValueError(f"start must be of floating-point numbers, got {start.dtype}")
-    if (
-        start.ndim != 2
-        or start.shape[1] < 2
-        or not ((length := start.norm(dim=1)) > 0).all() & length.isfinite().all()
-    ):
+    length = start.norm(dim=-1)
+    if start.ndim != 2 or start.shape[1] < 2 or not ((length > 0) & length.isfinite()).all():
         need = "non-zero, finite weights of shape (runs, d >= 2)"
         raise ValueError(f"start must be {need}, got shape {tuple(start.shape)}")
     checked_choice("form", form, sorted(FORMS))

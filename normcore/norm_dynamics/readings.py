@@ -129,7 +129,6 @@ class Readings:
         return table[..., :2].transpose(0, 2, 1), table[..., 2], table[..., 3]
 
     def _on_device(self, values: Any) -> Tensor:
-        """An array as a tensor beside the readings."""
         return torch.as_tensor(np.ascontiguousarray(values), dtype=self.dtype, device=self.last.device)
 
     def state(self) -> dict[str, Any]:
@@ -148,10 +147,8 @@ class Readings:
         require_type("rates", state["rates"], list | tuple, "a list")
         rates = tuple(None if rates is None else Rates(*rates) for rates in state["rates"])
         shapes = last.shape, sums.shape, weight.shape
-        if shapes != (self.last.shape, self.sums.shape, self.weight.shape) or len(rates) not in (
-            0,
-            len(self.sizes),
-        ):
+        ours = self.last.shape, self.sums.shape, self.weight.shape
+        if shapes != ours or len(rates) not in (0, len(self.sizes)):
             raise ValueError(f"{', '.join(KEPT)} must be of as many tensors, got shapes {shapes}")
         if not bool(sums.isfinite().all() & weight.isfinite().all()):
             raise ValueError("sums and weight must be finite, got NaN or infinity")

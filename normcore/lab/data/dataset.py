@@ -83,7 +83,6 @@ class Dataset:
 
     @cached_property
     def _values(self) -> Tensor:
-        """The floats of the 256 bytes."""
         values = (torch.arange(256, dtype=torch.float64) / self.white - self.mean) / self.sd
         return values.to(self.dtype).to(self.pixels_train.device)
 
