@@ -41,10 +41,29 @@ def test_rates_of_the_arms():
     assert products["wd/4"] == pytest.approx(0.25)
     lr, wd = runs.rates_of("lr/10 wd*10", runs.Setting())
     assert (lr[7499], lr[7500]) == (0.8, pytest.approx(0.08)) and wd[7500] == pytest.approx(2e-2)
-    ends = {tuple(map(tuple, runs.PHASES[past][-2:])) for past in runs.PASTS}
+    ends = {tuple(map(tuple, runs.PHASES[past][-2:])) for past in [*runs.PASTS, *runs.DRAWN]}
     assert ends == {((1, 1, runs.FIRST), (0.1, 0, 2))}, "the pasts must end alike"
     with pytest.raises(ValueError, match="arm must be one of .*got 'adam'"):
         runs.rates_of("adam", runs.Setting())
+
+
+def test_drawn_schedules():
+    phases = np.array(list(runs.DRAWN.values()))  # arm, phase, (factors, length)
+    assert phases.shape == (5, 3, 3) and (phases[..., 2].sum(axis=1) == 5).all()
+    assert (phases[..., :2] >= 0.1).all() and (phases[..., :2] <= 10).all()
+    assert (phases[..., 0] * phases[..., 1]).max() == pytest.approx(3)
+    assert len(np.unique(phases[..., 0])) == 15, "each is a draw of its own"
+
+
+def test_drawn_arms_share_neither_weights_nor_batches(digits):
+    setting = replace(SHORT, readings=1)
+    first = [
+        runs.train_arm(arm, seed, setting, digits, progress=False)[0]
+        for arm, seed in [("drawn 1", 0), ("drawn 2", 0), ("drawn 1", 1), ("past 1", 0), ("base", 0)]
+    ]
+    losses = [records["test_loss"][0] for records in first]
+    assert len(set(losses[:4])) == 4, "weights of their own"
+    assert losses[3] == losses[4], "control: other arms share them"
 
 
 def move(net, seed):
