@@ -30,25 +30,16 @@ FIRST, SECOND, LONG = 12.0, 13.0, 60.0
 """Lengths in the units of the base: to the equilibrium; after a change by ten, whose own unit is ten times longer; to the
 equilibrium after that."""
 
-PASTS: dict[str, list[Phase]] = {
-    "past 1": [(1, 1, 5)],
-    "past 2": [(0.25, 4, 3), (1, 0.25, 2)],
-    "past 3": [(0.1, 1, 2), (0.5, 1, 3)],
-    "past 4": [(1, 0, 2), (1, 4, 3)],
-    "past 5": [(0.5, 0.5, 4), (0.1, 10, 1)],
-}
-"""Five schedules before a common one, by hand. The paper's own table of schedules was not at hand: these are ours."""
-
 
 def _drawn(generator: np.random.Generator) -> list[Phase]:
-    """Both factors log-uniform over a decade either way, the product at most 3; as long as the pasts."""
+    """Both factors log-uniform over a decade either way, the product at most 3; 5 units."""
     drawn = zip(*10 ** generator.uniform(-1, 1, (2, 3)), (2, 2, 1), strict=True)
     return [(float(lr), min(float(decay), 3 / float(lr)), length) for lr, decay, length in drawn]
 
 
 _generator = np.random.default_rng(0)
 DRAWN = {f"drawn {k}": _drawn(_generator) for k in range(1, 6)}
-"""Five schedules by lot before the same common one; their runs share neither weights nor batches."""
+"""Five schedules by lot before a common one, whose runs share neither weights nor batches; the paper's were not at hand."""
 
 PHASES: dict[str, list[Phase]] = {
     "base": [(1, 1, FIRST + SECOND)],
@@ -62,7 +53,7 @@ PHASES: dict[str, list[Phase]] = {
     "small only short": [(0.1, 1, FIRST + SECOND), (0.01, 1, 2)],
     "large first": [(1, 1, FIRST), (0.1, 1, LONG), (0.01, 1, 2)],
     "small only": [(0.1, 1, FIRST + LONG), (0.01, 1, 2)],
-    **{name: [*past, (1, 1, FIRST), (0.1, 0, 2)] for name, past in [*PASTS.items(), *DRAWN.items()]},
+    **{name: [*past, (1, 1, FIRST), (0.1, 0, 2)] for name, past in DRAWN.items()},
     "full batch": [(1, 1, 20), (1, 0, 5)],
 }
 ARMS = tuple(PHASES)
