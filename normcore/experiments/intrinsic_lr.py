@@ -1,4 +1,4 @@
-"""The runs of Li, Lyu & Arora (2020) at the size of the paper, which chapters 11 to 13 draw.
+"""The runs of Li, Lyu & Arora (2020) at the size of the paper, which chapters 11 to 14 draw.
 
 An arm is a list of phases: factors on learning rate and weight decay, and a length in units of 1/(lr * weight_decay)
 steps.
@@ -29,14 +29,16 @@ FIRST, SECOND, LONG = 12.0, 13.0, 60.0
 """Lengths in the units of the base: to the equilibrium; after a change by ten, whose own unit is ten times longer; to the
 equilibrium after that."""
 
-PASTS: dict[str, list[Phase]] = {
-    "past 1": [(1, 1, 5)],
-    "past 2": [(0.25, 4, 3), (1, 0.25, 2)],
-    "past 3": [(0.1, 1, 2), (0.5, 1, 3)],
-    "past 4": [(1, 0, 2), (1, 4, 3)],
-    "past 5": [(0.5, 0.5, 4), (0.1, 10, 1)],
-}
-"""Five schedules before a common one. The paper's own table of schedules was not at hand: these are ours."""
+
+def _drawn(generator: np.random.Generator) -> list[Phase]:
+    """Both factors log-uniform over a decade either way, the product at most 3; 5 units."""
+    drawn = zip(*10 ** generator.uniform(-1, 1, (2, 3)), (2, 2, 1), strict=True)
+    return [(float(lr), min(float(decay), 3 / float(lr)), length) for lr, decay, length in drawn]
+
+
+_generator = np.random.default_rng(0)
+DRAWN = {f"drawn {k}": _drawn(_generator) for k in range(1, 6)}
+"""Five schedules by lot before a common one, whose runs share neither weights nor batches; the paper's were not at hand."""
 
 PHASES: dict[str, list[Phase]] = {
     "base": [(1, 1, FIRST + SECOND)],
@@ -50,7 +52,7 @@ PHASES: dict[str, list[Phase]] = {
     "small only short": [(0.1, 1, FIRST + SECOND), (0.01, 1, 2)],
     "large first": [(1, 1, FIRST), (0.1, 1, LONG), (0.01, 1, 2)],
     "small only": [(0.1, 1, FIRST + LONG), (0.01, 1, 2)],
-    **{name: [*past, (1, 1, FIRST), (0.1, 0, 2)] for name, past in PASTS.items()},
+    **{name: [*past, (1, 1, FIRST), (0.1, 0, 2)] for name, past in DRAWN.items()},
     "full batch": [(1, 1, 20), (1, 0, 5)],
 }
 ARMS = tuple(PHASES)
@@ -134,6 +136,7 @@ def train_arm(
     (mean), "worst_loss" (highest batch loss), both nan at the first. Other options are those of `lab.train`.
     """
     lr, weight_decay = rates_of(arm, setting)
+    seed += 1_000 * (1 + list(DRAWN).index(arm)) if arm in DRAWN else 0
     steps, every, unit = len(lr), max(1, setting.unit // setting.readings), setting.unit
     if arm == "full batch":
         data = data.subset(train=setting.full_batch, seed=seed)

@@ -41,10 +41,29 @@ def test_rates_of_the_arms():
     assert products["wd/4"] == pytest.approx(0.25)
     lr, wd = runs.rates_of("lr/10 wd*10", runs.Setting())
     assert (lr[7499], lr[7500]) == (0.8, pytest.approx(0.08)) and wd[7500] == pytest.approx(2e-2)
-    ends = {tuple(map(tuple, runs.PHASES[past][-2:])) for past in runs.PASTS}
-    assert ends == {((1, 1, runs.FIRST), (0.1, 0, 2))}, "the pasts must end alike"
+    ends = {tuple(map(tuple, runs.PHASES[past][-2:])) for past in runs.DRAWN}
+    assert ends == {((1, 1, runs.FIRST), (0.1, 0, 2))}, "the drawn must end alike"
     with pytest.raises(ValueError, match="arm must be one of .*got 'adam'"):
         runs.rates_of("adam", runs.Setting())
+
+
+def test_drawn_schedules():
+    phases = np.array(list(runs.DRAWN.values()))  # arm, phase, (factors, length)
+    assert phases.shape == (5, 3, 3) and (phases[..., 2].sum(axis=1) == 5).all()
+    assert (phases[..., :2] >= 0.1).all() and (phases[..., :2] <= 10).all()
+    assert (phases[..., 0] * phases[..., 1]).max() == pytest.approx(3)
+    assert len(np.unique(phases[..., 0])) == 15, "each is a draw of its own"
+
+
+def test_drawn_arms_share_neither_weights_nor_batches(digits):
+    setting = replace(SHORT, readings=1)
+    first = [
+        runs.train_arm(arm, seed, setting, digits, progress=False)[0]
+        for arm, seed in [("drawn 1", 0), ("drawn 2", 0), ("drawn 1", 1), ("base", 0), ("wd/4", 0)]
+    ]
+    losses = [records["test_loss"][0] for records in first]
+    assert len(set(losses[:4])) == 4, "weights of their own"
+    assert losses[3] == losses[4], "control: other arms share them"
 
 
 def move(net, seed):
@@ -89,14 +108,14 @@ def test_readings_of_the_monitor(net):
 
 def test_records_against_a_loop_by_hand(digits):
     setting = replace(SHORT, readings=1)
-    records, diverged_at = runs.train_arm("past 5", 3, setting, digits, progress=False)
-    lr, wd = runs.rates_of("past 5", setting)
+    records, diverged_at = runs.train_arm("drawn 5", 3, setting, digits, progress=False)
+    lr, wd = runs.rates_of("drawn 5", setting)
     assert diverged_at is None and setting.unit == 2 and len(lr) == 38
-    net = lab.preresnet(8, width=4, seed=3)
+    net = lab.preresnet(8, width=4, seed=5_003)
     optimizer = torch.optim.SGD(lab.trainable(net), lr=1.0)
     losses, norms, accuracies, angles = [], [], [], [math.nan]
     score = lab.accuracy_on(digits.x_test, digits.y_test)
-    for t, (x, y) in enumerate(digits.batches(len(lr), 100, 3, replacement=False)):
+    for t, (x, y) in enumerate(digits.batches(len(lr), 100, 5_003, replacement=False)):
         if t % 2 == 0:
             norms.append(lab.weight_norm(net))
             accuracies.append(score(net))
