@@ -14,11 +14,12 @@ BAD = 'claim("E1/x", 3, "<", 2, source="a test")'
 
 def chapter(*codes):
     """A notebook with the frame of a chapter around the given cells."""
-    cells = [
-        new_markdown_cell("# Title"),
-        *(new_code_cell(code) for code in (SETUP, *codes, "bookkit.verdict_table()")),
-    ]
-    return new_notebook(cells=cells)
+    return bare(SETUP, *codes, "bookkit.verdict_table()")
+
+
+def bare(*codes):
+    """A notebook of a title and the given cells, which imports nothing."""
+    return new_notebook(cells=[new_markdown_cell("# Title"), *map(new_code_cell, codes)])
 
 
 def write_book(root, url="", **notebooks):

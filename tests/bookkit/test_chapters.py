@@ -1,92 +1,104 @@
 """Chapters: executed, stored in one form, and checked."""
 
+import contextlib
+import io
+import re
+
 import nbformat
 import pytest
-from book_files import BAD, GOOD, SETUP, chapter, write_book
-from nbformat.v4 import new_code_cell, new_notebook
+from book_files import BAD, GOOD, SETUP, bare, chapter, write_book
 
 from normcore.bookkit import chapters
 from normcore.bookkit.chapters import INSTALL, MISSING
 
 
-def test_a_failed_claim_stops_nothing_and_is_told_with_the_machine(tmp_path, capsys):
-    write_book(tmp_path, good=chapter(GOOD), bad=chapter(BAD, "print('still here')"))
-    before = (tmp_path / "book" / "bad.ipynb").read_text()
-    assert not chapters.execute_all(tmp_path, tmp_path / "out")
-    printed = capsys.readouterr().out
-    assert "FAILED  bad" in printed and "ok      good" in printed
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Four of a book's five chapters, executed into a folder: the book, and what was printed; two import nothing."""
+    root = tmp_path_factory.mktemp("executed")
+    broken = bare("print('before')", "1 / 0", "print('after')")
+    dead = bare("1", "import os; os._exit(1)")
+    bad = chapter(BAD, "print('still here')")
+    write_book(
+        root, **{"01_good": chapter(GOOD), "02_bad": bad, "03_broken": broken, "04_dead": dead, "05": bare()}
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert not chapters.execute_all(root, root / "out", ["01", "02", "03", "04"])
+    return root, printed.getvalue()
+
+
+def test_a_failed_claim_stops_nothing_and_is_told_with_the_machine(executed):
+    root, printed = executed
+    assert "FAILED  02_bad" in printed and "ok      01_good" in printed
     told = printed[printed.index("Not as the book says, on ") :]
     assert "torch " in told and "1 thread" in told
-    assert "bad  E1/x: 3 < 2  did not hold (unexpected)" in told and "good" not in told
-    stored = nbformat.read(tmp_path / "out" / "book" / "bad.ipynb", as_version=4)
+    assert "02_bad  E1/x: 3 < 2  did not hold (unexpected)" in told and "good" not in told
+    stored = nbformat.read(root / "out" / "book" / "02_bad.ipynb", as_version=4)
     assert "still here" in str(stored.cells[3].outputs) and "DOES NOT HOLD HERE" in str(
         stored.cells[2].outputs
     )
-    records = chapters.notebook_records(tmp_path / "out" / "book" / "good.ipynb")
-    assert [record.id for record in records] == ["E1/x"]
-    assert (tmp_path / "book" / "bad.ipynb").read_text() == before  # the tree stays as it is
+    good = root / "out" / "book" / "01_good.ipynb"
+    assert [record.id for record in chapters.notebook_records(good)] == ["E1/x"]
+    assert chapters.notebook_profile(good) == "ci"
+    for path in chapters.chapter_paths(root):  # the tree stays as it is
+        assert all(not cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
 
 
-def test_an_error_names_chapter_and_cell_and_the_page_shows_how_far_it_came(tmp_path, capsys):
-    write_book(tmp_path, broken=chapter("print('before')", "1 / 0", "print('after')"), good=chapter(GOOD))
-    assert not chapters.execute_all(tmp_path, tmp_path / "out")
-    printed = capsys.readouterr().out
-    assert "broken  cell 3: ZeroDivisionError: division by zero" in printed and "ok      good" in printed
-    cells = nbformat.read(tmp_path / "out" / "book" / "broken.ipynb", as_version=4).cells
-    assert "before" in str(cells[2].outputs) and "ZeroDivisionError" in str(cells[3].outputs)
-    assert cells[4].outputs == []
-    assert chapters.notebook_records(tmp_path / "out" / "book" / "broken.ipynb") == []
+def test_an_error_names_chapter_and_cell_and_the_page_shows_how_far_it_came(executed):
+    root, printed = executed
+    assert "FAILED  03_broken" in printed
+    assert "03_broken  cell 2: ZeroDivisionError: division by zero" in printed
+    cells = nbformat.read(root / "out" / "book" / "03_broken.ipynb", as_version=4).cells
+    assert "before" in str(cells[1].outputs) and "ZeroDivisionError" in str(cells[2].outputs)
+    assert cells[3].outputs == []
+    assert chapters.notebook_records(root / "out" / "book" / "03_broken.ipynb") == []
+
+
+def test_a_kernel_that_dies_fails_its_chapter_alone(executed):
+    _, printed = executed
+    assert "FAILED  04_dead" in printed and "04_dead  cell 2: DeadKernelError" in printed
+
+
+def test_some_chapters_can_be_named(executed):
+    root, printed = executed
+    assert "05" not in re.findall(r"^\w+ +(\d\d)", printed, re.MULTILINE) != []
+    assert not (root / "out" / "book" / "05.ipynb").exists()
+
+
+THERE = INSTALL.format(url="https://a.example/b")
 
 
 def test_storing_keeps_what_was_stored_where_a_chapter_disagrees(tmp_path):
-    write_book(tmp_path, good=chapter(GOOD), bad=chapter(BAD))
+    write_book(tmp_path, url="https://a.example/b", good=chapter(GOOD), bad=chapter(BAD))
     before = (tmp_path / "book" / "bad.ipynb").read_text()
     assert not chapters.execute_all(tmp_path, tmp_path)
     assert (tmp_path / "book" / "bad.ipynb").read_text() == before
-    assert chapters.notebook_records(tmp_path / "book" / "good.ipynb")[0].verdict == "held"
+    good = tmp_path / "book" / "good.ipynb"
+    assert chapters.notebook_records(good)[0].verdict == "held"
+    assert nbformat.read(good, as_version=4).cells[1].source.startswith(THERE)
 
 
-def test_a_kernel_that_dies_fails_its_chapter_alone(tmp_path, capsys):
-    write_book(tmp_path, dead=chapter("1", "import os; os._exit(1)"), good=chapter(GOOD))
-    assert not chapters.execute_all(tmp_path, tmp_path / "out")
-    printed = capsys.readouterr().out
-    assert "FAILED  dead" in printed and "DeadKernelError" in printed and "ok      good" in printed
+def test_the_address_of_the_repository_is_set_in_one_place(tmp_path, executed):
+    root, _ = executed
+    write_book(tmp_path, url="https://a.example/b")
+    assert (chapters.first_lines(root), chapters.first_lines(tmp_path)) == (MISSING, THERE)
+    cell = nbformat.read(root / "out" / "book" / "01_good.ipynb", as_version=4).cells[1]
+    assert cell.source.startswith(MISSING)
+    other = chapters.with_first_lines(chapter(GOOD), THERE)
+    assert other.cells[1].source.startswith(THERE)
+    assert chapters.with_first_lines(other, MISSING).cells[1].source == SETUP
 
 
 def test_a_cell_may_take_its_time_unless_a_limit_is_set(monkeypatch, tmp_path):
     monkeypatch.delenv("NORMCORE_CELL_TIMEOUT", raising=False)
     assert chapters.cell_timeout() is None
     monkeypatch.setenv("NORMCORE_CELL_TIMEOUT", "2")
-    notebook = new_notebook(cells=[new_code_cell("1"), new_code_cell("import time; time.sleep(600)")])
-    _, error = chapters.execute_notebook(notebook, tmp_path)
+    _, error = chapters.execute_notebook(bare("1", "import time; time.sleep(600)"), tmp_path)
     assert error.startswith("cell 2: CellTimeoutError")
     for wrong in ("0", "-1", "soon"):
         monkeypatch.setenv("NORMCORE_CELL_TIMEOUT", wrong)
         with pytest.raises(ValueError, match="NORMCORE_CELL_TIMEOUT must be an integer >= 1"):
             chapters.cell_timeout()
-
-
-def test_some_chapters_can_be_named(tmp_path, capsys):
-    write_book(tmp_path, **{"01_one": chapter(GOOD), "02_two": chapter(GOOD)})
-    assert chapters.execute_all(tmp_path, tmp_path / "out", ["02"])
-    printed = capsys.readouterr().out
-    assert "02_two" in printed and "01_one" not in printed
-    assert chapters.notebook_profile(tmp_path / "out" / "book" / "02_two.ipynb") == "ci"
-
-
-THERE = INSTALL.format(url="https://a.example/b")
-
-
-@pytest.mark.parametrize(("url", "lines"), [("", MISSING), ("https://a.example/b", THERE)])
-def test_the_address_of_the_repository_is_set_in_one_place(tmp_path, url, lines):
-    write_book(tmp_path, url=url, one=chapter(GOOD))
-    assert chapters.first_lines(tmp_path) == lines
-    assert chapters.execute_all(tmp_path, tmp_path)
-    cell = nbformat.read(tmp_path / "book" / "one.ipynb", as_version=4).cells[1]
-    assert cell.source.startswith(lines)
-    other = chapters.with_first_lines(chapter(GOOD), THERE)
-    assert other.cells[1].source.startswith(THERE)
-    assert chapters.with_first_lines(other, MISSING).cells[1].source == SETUP
 
 
 def test_check_names_the_chapter_and_its_fault(tmp_path, monkeypatch, capsys):

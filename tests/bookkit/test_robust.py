@@ -7,7 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from book_files import chapter, write_book
+from book_files import SETUP, chapter, write_book
 from nbformat.v4 import new_notebook
 
 from normcore import lab
@@ -98,53 +98,40 @@ def test_a_kick_moves_each_weight_by_its_last_bit():
 
 CODE = """from pathlib import Path
 import os
+from normcore import lab
 with Path("log").open("a") as log:
-    log.write(os.environ["OMP_NUM_THREADS"] + os.environ.get("NORMCORE_SEED", "-") + "\\n")
+    kicked = "k" if hasattr(lab.mlp, "__wrapped__") else ""
+    log.write(os.environ["OMP_NUM_THREADS"] + os.environ.get("NORMCORE_SEED", "-") + kicked + "\\n")
 import numpy as np
 claim("E1/x", 1 + np.random.default_rng(0).random(), "<", 5, source="a test")"""
 
 
 def test_the_book_is_executed_once_under_each_perturbation(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        robust,
-        "PERTURBATIONS",
-        {
-            "seed 1": {"NORMCORE_SEED": "1"},
-            "two": {"OMP_NUM_THREADS": "2"},
-            "last bit": {"NORMCORE_KICK": "1"},
-        },
-    )
+    seeded, kick = {"NORMCORE_SEED": "1", "OMP_NUM_THREADS": "2"}, {"NORMCORE_KICK": "1"}
+    monkeypatch.setattr(robust, "PERTURBATIONS", {"seed 1": seeded, "last bit": kick})
     write_book(tmp_path, one=chapter(CODE))
     assert chapters.execute_all(tmp_path, tmp_path)
     (tmp_path / "book" / "log").unlink()
     assert robust.run(tmp_path)
-    assert sorted((tmp_path / "book" / "log").read_text().split()) == ["1-", "11", "2-"]
+    assert sorted((tmp_path / "book" / "log").read_text().split()) == ["1-k", "21"]
     board = json.loads((tmp_path / "book" / "robustness.json").read_text())
     check = board["chapters"]["one"]["E1/x"]
-    assert check["values"]["two"] == check["stored"] != check["values"]["seed 1"]
+    assert check["values"]["last bit"] == check["stored"] != check["values"]["seed 1"]
     assert "1 checks (1 paper" in capsys.readouterr().out
     assert robust.run(tmp_path)  # nothing changed: nothing is executed
-    assert len((tmp_path / "book" / "log").read_text().split()) == 3
+    assert len((tmp_path / "book" / "log").read_text().split()) == 2
     path = tmp_path / "book" / "one.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[2].source += "\n1"
+    notebook.cells[1].source = f"import os\nassert 'NORMCORE_SEED' not in os.environ\n{SETUP}"
     nbformat.write(notebook, path)
     robust.collect(tmp_path)  # of the changed code nothing has been executed
-    assert json.loads((tmp_path / "book" / "robustness.json").read_text())["missing"] == {
-        "one": ["seed 1", "two", "last bit"]
-    }
-    robust.run(tmp_path)
-    assert len((tmp_path / "book" / "log").read_text().split()) == 6
-
-
-def test_a_chapter_that_raises_under_a_perturbation_is_weak(tmp_path, monkeypatch, capsys):
-    code = 'import os\nassert "NORMCORE_SEED" not in os.environ\nclaim("E1/x", 1, "<", 2, source="s")'
-    monkeypatch.setattr(robust, "PERTURBATIONS", {"seed 1": {"NORMCORE_SEED": "1"}})
-    write_book(tmp_path, one=chapter(code))
-    assert chapters.execute_all(tmp_path, tmp_path)
-    assert not robust.run(tmp_path)
+    board = json.loads((tmp_path / "book" / "robustness.json").read_text())
+    assert board["missing"] == {"one": ["seed 1", "last bit"]}
+    capsys.readouterr()
+    monkeypatch.setattr(robust, "PERTURBATIONS", {"seed 1": seeded})
+    assert not robust.run(tmp_path)  # it is now, and what raises under a perturbation is weak
     printed = capsys.readouterr().out
-    assert "cell 2: AssertionError" in printed and "otherwise under seed 1" in printed
+    assert "cell 1: AssertionError" in printed and "otherwise under seed 1" in printed
 
 
 @pytest.mark.parametrize(
