@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normcore.checks import checked_choice, checked_count, checked_loss, checked_pair, require_type
-from normcore.curvature.operator import (
-    EigenResult,
-    SymmetricOperator,
-    default_tolerance,
-    usable,
-)
+from normcore.curvature.operator import EigenResult, SymmetricOperator, default_tolerance, usable
 from normcore.curvature.snapshot import Snapshot, derivable_once, flatten, grad
 
 METHODS = ("auto", "double_backward", "jvp_grad", "finite_difference")

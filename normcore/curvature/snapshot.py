@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normcore.checks import checked_count, require_type
+from normcore.checks import checked_count, require_module, require_type
 from normcore.curvature.operator import default_tolerance
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -25,7 +25,7 @@ class Snapshot:
     """Holds leaf copies of the trainable parameters; `run` works with the model at any values of them."""
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
-        require_type("model", model, nn.Module, "a torch.nn.Module")
+        require_module(model)
         self.model, self.seed = model, checked_count("seed", seed, least=0)
         named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         self.leaves = {n: p.detach().clone().requires_grad_() for n, p in named.items() if p.requires_grad}
@@ -33,9 +33,8 @@ class Snapshot:
             raise ValueError("model must have a trainable parameter, got none with requires_grad=True")
         self._fixed = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
         self._buffers = {n: b.detach().clone() for n, b in buffers.items()}
-        first = {
-            id(t): n for n, t in [*named.items(), *buffers.items()]
-        }  # a tied one has one name, many places
+        # a tied one has one name, many places
+        first = {id(t): n for n, t in [*named.items(), *buffers.items()]}
         stores: list[Any] = [store for m in model.modules() for store in (m._parameters, m._buffers)]
         self._places = [(s, key, first[id(t)]) for s in stores for key, t in s.items() if t is not None]
         kinds = {(p.dtype, p.device) for p in self.leaves.values()}

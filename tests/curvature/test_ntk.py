@@ -233,6 +233,8 @@ def test_bad_input():
         ntk_top_eigenvalue(lambda x: x, x)
     with pytest.raises(ValueError, match="max_matvecs must be >= 1, got 0"):
         ntk_top_eigenvalue(model, x, max_matvecs=0)
+    with pytest.raises(ValueError, match="tol must be finite and > 0, got inf"):
+        ntk_top_eigenvalue(model, x, tol=float("inf"))
     with pytest.raises(ValueError, match=r"x must hold at least one sample, got an output of shape \(0, 3\)"):
         ntk_top_eigenvalue(model, x[:0])
     with pytest.raises(TypeError, match="x must be one tensor, a row a sample, when chunk_size is given"):
