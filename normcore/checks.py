@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 FloatArray = NDArray[np.float64]
 
@@ -147,6 +147,13 @@ def require_type(name: str, value: Any, kind: Any, what: str) -> None:
     """Raise TypeError unless the value is of a kind that is called so in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def require_module(model: Any) -> None:
+    """Raise TypeError unless this is a model in Python: TorchScript loses hooks and, silently, forward derivatives."""
+    require_type("model", model, nn.Module, "a torch.nn.Module")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError("model must be in Python, got TorchScript: give the module that it was made of")
 
 
 def require_flags(**flags: Any) -> None:

@@ -1,16 +1,21 @@
-"""Change one operator, number, condition, call or keyword of the core at a time, run the tests of its room, and list
-what none of them noticed: `make mutate`.
+"""Change one operator, number, condition, call or keyword of the core at a time, run the tests that enter its function,
+and list what none of them noticed: `make mutate`.
 
 cosmic-ray makes the changes, in a scratch copy, so that a killed run leaves no damage. They are drawn with a seed, one
-at each drawn place, but not in annotations, in the text of an error, nor at zip's strict. A mutant is tried in a fork
-of this process, which has torch imported already: first with the tests that name its module and its doctests, then, if
-it still lives, with all others of its room. Verdicts stand in _build/mutate: a run goes on where it stopped, and
+at each drawn place, but not in annotations, in the text of an error, nor at zip's strict. First each test file of the
+room is run as it is: which functions of the core does a test enter, and how long does it take? A mutant is tried in a
+fork of this process, which has torch imported already, with the tests that enter its function, the quickest ones
+first: its doctests and the tests that name its module, then, if it still lives, all others of its room, then those
+that start processes and the table of bad input. Verdicts stand in _build/mutate: a run goes on where it stopped, and
 `--again` tries the survivors anew.
 """
 
 import argparse
 import ast
 import difflib
+import functools
+import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -21,10 +26,11 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch  # noqa: F401  once, for all forks
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -35,11 +41,11 @@ from parso.python.tree import Name
 
 ROOT = Path(__file__).parent.parent
 CORE = ["files", "schedules", "checks", "sharded", "catapult"]
-CORE += ["norm_dynamics", "curvature", "invariance", "equivalence"]  # quick ones first
-LIMIT = 300
-"""Seconds of the processor for one run of tests."""
-SOUND = set()
-"""Tests seen to pass without a mutant."""
+CORE += ["norm_dynamics", "curvature", "invariance", "equivalence"]
+BAD_INPUT = "tests/test_bad_input.py"
+"""It calls everything."""
+STARTS = "subprocess|torchrun"
+"""In a test file whose tests start processes, in which they may enter anything."""
 
 
 class DropCall(Operator):
@@ -119,52 +125,173 @@ def sources():
     return [file for room in rooms for file in room if Path(file).exists()]
 
 
-def tests_of(file):
-    """The tests of a module in two parts: those that name it and its doctests, then all others of its room."""
+class Watch:
+    """Plugin: how long each test takes, and which functions of the core it enters. What is entered while a file is
+    read, or in a fixture, counts for all its tests.
+    """
+
+    def __init__(self):
+        self.seconds, self.failed = defaultdict(float), []
+        self.entered = defaultdict(set)
+        self.test = ""
+        sys.settrace(self.see)
+
+    def see(self, frame, event, arg):
+        self.entered[self.test].add(frame.f_code)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(self, item):
+        self.test = item.nodeid
+        yield
+        self.test = ""
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+        self.failed += [report.nodeid] if report.failed else []
+
+    def told(self):
+        """{test: (seconds, functions)}."""
+        sys.settrace(None)
+        if self.failed:
+            raise SystemExit(f"{self.failed} do not pass without a mutant")
+        return {
+            test: (s, self.of_the_core(self.entered[""] | self.entered[test]))
+            for test, s in self.seconds.items()
+        }
+
+    def of_the_core(self, entered):
+        """The sorted names of the functions, each after its file."""
+        places = [(os.path.relpath(code.co_filename), code.co_qualname) for code in entered]
+        return sorted(f"{path} {name}" for path, name in places if path.startswith("normcore" + os.sep))
+
+
+class Chosen:
+    """Plugin: some tests only, in this order."""
+
+    def __init__(self, tests):
+        self.rank = {test: rank for rank, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = sorted((x for x in items if x.nodeid in self.rank), key=lambda x: self.rank[x.nodeid])
+
+
+def in_fork(work, limit):
+    """What a function returns in a fork, which may use the processor for so many seconds; None if it does not."""
+
+    def child():
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        hypothesis.settings.register_profile(
+            "mutate",
+            derandomize=True,
+            deadline=None,
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        )
+        hypothesis.settings.load_profile("mutate")
+        with open("log", "w") as log, redirect_stdout(log):
+            Path("answer").write_text(json.dumps(work()))
+        os._exit(0)
+
+    Path("answer").unlink(missing_ok=True)
+    process = get_context("fork").Process(target=child)
+    process.start()
+    process.join(20 * limit)
+    process.kill()
+    process.join()
+    return json.loads(Path("answer").read_text()) if process.exitcode == 0 else None
+
+
+def ask(arguments, plugin):
+    """pytest's exit code."""
+    return pytest.main(["-q", "-p", "no:cacheprovider", "-x", *arguments], plugins=[plugin])
+
+
+@functools.cache
+def watched(file, notes):
+    """{test: (seconds, functions)} of a test file, from an earlier run if the file is the same."""
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    note = notes / f"{file.replace('/', '-')}-{digest[:12]}.json"
+
+    def work():
+        watch = Watch()
+        ask([file], watch)
+        libraries = [
+            n for n, m in sys.modules.items() if "site-packages" in (getattr(m, "__file__", "") or "")
+        ]
+        return watch.told(), libraries
+
+    if not note.exists():
+        answer = in_fork(work, 3600)
+        if answer is None:
+            raise SystemExit(Path("log").read_text())
+        note.write_text(json.dumps(answer))
+        print(f"watched  {file}: {sum(s for s, _ in answer[0].values()):.1f} s", flush=True)
+    tests, libraries = json.loads(note.read_text())
+    for name in libraries:  # once, for all forks to come
+        with suppress(Exception):
+            importlib.import_module(name)
+    return tests
+
+
+def function_at(source, line):
+    """The qualified name of the innermost function around a line, empty outside of all."""
+
+    def inside(node, name):
+        for child in ast.iter_child_nodes(node):
+            if hasattr(child, "lineno") and child.lineno <= line <= child.end_lineno:
+                ends = {ast.FunctionDef: ".<locals>.", ast.ClassDef: "."}.get(type(child))
+                return inside(child, name + child.name + ends if ends else name)
+        return name
+
+    name = inside(ast.parse(source), "")
+    return name.removesuffix(".<locals>.") if name.endswith(".<locals>.") else ""
+
+
+def enters(seen, file, name):
+    """Whether a test has seen the function of a file, or any of that file."""
+    return any(x.startswith(f"{file} ") and name in ("", x.split()[1]) for x in seen)
+
+
+def tests_of(file, line, part, notes):
+    """{test: seconds}, in the order to be asked, of those that enter the function of this line; outside of all, of those
+    that enter the file. Part 0: its doctests and the tests that name it; part 1: all others of its room; part 2: those
+    that start processes, in which they may enter anything, and BAD_INPUT.
+    """
     path = Path(file)
     folder = Path("tests") / path.relative_to("normcore").parent
     room = sorted(folder.glob("test_*.py" if len(path.parts) > 2 else f"test_{path.name}"))
-    own = [test for test in room if test.stem == f"test_{path.stem}"]
-    own = own or [test for test in room if re.search(rf"\b{path.stem}\b", test.read_text())]
-    return [*map(str, own), file], [str(test) for test in room if test not in own]
+    late = {test for test in room if re.search(STARTS, test.read_text())}
+    own = {test for test in room if test.stem == f"test_{path.stem}"}
+    own = own or {test for test in room if re.search(rf"\b{path.stem}\b", test.read_text())}
+    parts = {path} | own - late, set(room) - own - late, late | set(filter(Path.exists, [Path(BAD_INPUT)]))
+    name = function_at(path.read_text(), line)
+    met = []
+    for one in parts[part]:
+        tests = watched(str(one), notes).items()
+        met.append({test: s for test, (s, seen) in tests if one in late or enters(seen, file, name)})
+    # a file at a time, so that a fixture is made once
+    quick = sorted(met, key=lambda tests: sum(tests.values()))
+    return {test: tests[test] for tests in quick for test in sorted(tests, key=tests.get)}
 
 
-def run(arguments):
-    """pytest in a fork, which may use the processor for LIMIT seconds; what it says."""
-
-    def child():
-        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
-        with open("log", "w") as log, redirect_stdout(log):
-            code = pytest.main(["-q", "-p", "no:cacheprovider", "-x", *arguments])
-        os._exit(code)
-
-    process = get_context("fork").Process(target=child)
-    process.start()
-    process.join(20 * LIMIT)
-    process.kill()
-    process.join()
-    return process.exitcode, Path("log").read_text()
-
-
-def attempt(file, changed, tests):
-    """Which test kills a mutant, one that passes without it; None if it survives. The file is whole again afterwards."""
-    path = Path(file)
-    before = path.read_bytes()
+def attempt(file, changed, tests, moment):
+    """Which test kills a mutant; None if it survives. The file is whole again afterwards. The moment, another one for
+    each mutant, is when the file was changed, so that no bytecode of another is taken for its own.
+    """
+    path, limit = Path(file), 30 + 3 * int(sum(tests.values()))
+    before, stat = path.read_bytes(), path.stat()
     path.write_text(changed)
+    os.utime(path, (moment, moment))
     try:
-        code, log = run(tests)
+        code = in_fork(
+            lambda: ask(dict.fromkeys(test.split("::")[0] for test in tests), Chosen(tests)), limit
+        )
     finally:
         path.write_bytes(before)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     if code in (0, 5):  # 5: no test there
         return None
-    told = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", log, re.MULTILINE)
-    killer = told[1] if told else f"exit {code}"
-    if told and killer not in SOUND:
-        collected = [] if "::" in killer else ["--collect-only"]  # a file that cannot even be read
-        if (code := run([killer, *collected])[0]) not in (0, 5):
-            raise SystemExit(f"{killer} does not pass without a mutant ({code})")
-        SOUND.add(killer)
-    return killer
+    told = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", Path("log").read_text(), re.MULTILINE)
+    return told[1] if told else "no end, or a crash"
 
 
 def work_in_copy(folder):
@@ -174,7 +301,7 @@ def work_in_copy(folder):
     shutil.copy(ROOT / "pyproject.toml", folder)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
-    os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # not needed here, and slow to import
 
 
@@ -192,10 +319,11 @@ def main(count, seed, again, folder):
         work_in_copy(Path(scratch))
         drawn = [(said(*mutant), mutant) for mutant in itertools.islice(draw(sources(), seed), count)]
         killed = {change: by for (change, _), by in known.items() if by}
-        for part in range(2):
-            for change, (file, line, changed) in drawn:
+        for part in range(3):
+            for moment, (change, (file, line, changed)) in enumerate(drawn, 1):
                 if change not in killed and (again or (change, part) not in known):
-                    by = attempt(file, changed, tests_of(file)[part]) if tests_of(file)[part] else None
+                    tests = tests_of(file, line, part, folder)
+                    by = attempt(file, changed, tests, moment + part * len(drawn)) if tests else None
                     print(json.dumps([[change, part], by]), file=verdicts, flush=True)
                     print(f"{'killed' if by else 'survived':9}{file}:{line} {by or ''}", flush=True)
                     killed |= {change: by} if by else {}

@@ -5,6 +5,7 @@ a NaN or an error from further down.
 """
 
 import copy
+import importlib
 import math
 import re
 from pathlib import Path
@@ -188,3 +189,71 @@ def test_a_strange_record_in_an_optimizer_is_refused():
         with pytest.raises((TypeError, ValueError), match="state must be the record of a gauge, got"):
             optimizer.load_state_dict(copy.deepcopy(state))
         assert exp_lr.scale() == 1.0
+
+
+INPUTS = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+BATCH, CROSS = (INPUTS, torch.arange(16) % 3), nn.functional.cross_entropy
+
+
+def small_net():
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+    return nn.Sequential(*layers).double()
+
+
+def norm_after_three_steps(model):
+    weight, *rest = model.parameters()
+    groups = [{"params": [weight], "scale_invariant": True}, {"params": rest}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01)
+    nc.ExpLR(optimizer, model)
+    for _ in range(3):
+        optimizer.zero_grad()
+        CROSS(model(INPUTS), BATCH[1]).backward()
+        optimizer.step()
+    return float(weight.detach().norm())
+
+
+def levels(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return [f.level for f in nc.diagnose(model, optimizer, BATCH, loss_fn=CROSS, steps=3).findings]
+
+
+def degrees(model):
+    return [*nc.norm_input_degrees(model, [[next(model.parameters())]], (INPUTS,)).values()]
+
+
+READERS = {
+    "scale_invariance": lambda m: [x.verdict for x in nc.scale_invariance(m, CROSS, BATCH).tensors.values()],
+    "scaling_symmetries": lambda m: nc.scaling_symmetries(m, BATCH).exponents.tolist(),
+    "norm_input_degrees": degrees,
+    "ExpLR": norm_after_three_steps,
+    "diagnose": levels,
+    "ntk_top_eigenvalue": lambda m: nc.ntk_top_eigenvalue(m, INPUTS).value,
+    **{
+        method: lambda m, method=method: nc.hessian_top_eigenvalue(m, CROSS, BATCH, method).value
+        for method in ("double_backward", "jvp_grad", "finite_difference")
+    },
+}
+"""What the core reads off a model."""
+SCRIPTS = {
+    "scripted": torch.jit.script,
+    "traced": lambda net: torch.jit.trace(net, INPUTS),
+    "a scripted part": lambda net: nn.Sequential(torch.jit.script(net)),
+}
+WRAPPERS = [lambda net: torch.compile(net, backend="eager"), nn.DataParallel]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_torchscript_is_refused_and_wrappers_in_python_change_nothing(reader, monkeypatch):
+    """TorchScript's second derivatives, taken forward, were 0 in the first calls and right in later ones."""
+    parallel = importlib.import_module("torch.nn.parallel.data_parallel")
+    monkeypatch.setattr(
+        parallel, "_get_available_device_type", lambda: None
+    )  # it would take the simulated one
+    read, found = READERS[reader], READERS[reader](small_net())
+    for name, wrap in SCRIPTS.items():
+        with pytest.raises(TypeError, match="model must be in Python, got TorchScript"):
+            pytest.fail(f"{name}: {read(wrap(small_net()))}")
+    for wrap in WRAPPERS:
+        again = read(wrap(small_net()))
+        assert again == (found if isinstance(found, list) else pytest.approx(found, rel=1e-9))

@@ -57,6 +57,16 @@ def test_all_chapters_share_one_set_up_cell():
     assert len(cells) == 1
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_no_cell_installs_or_fetches(path):
+    """Whoever owned the package's name on an index would run code on the reader's machine."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not re.search(
+                r"^\s*[!%]|subprocess|os\.system|urlopen|requests\.", cell.source, re.MULTILINE
+            )
+
+
 BOARD = json.loads((ROOT / "book" / "robustness.json").read_text(encoding="utf-8"))
 
 

@@ -67,6 +67,7 @@ def test_frozen_and_equal():
         (lambda: nc.Constant(math.nan), r"lr must be finite and >= 0, got nan"),
         (lambda: nc.StepDecay(0.1, (5, 5)), r"milestones must increase from above 0, got \(5, 5\)"),
         (lambda: nc.StepDecay(0.1, (5,), factor=0.0), r"factor must be finite and > 0, got 0.0"),
+        (lambda: nc.StepDecay(1e300, (5,), factor=1e10), r"factor must keep every value in the float range"),
         (lambda: nc.Cosine(0.1, 0), r"steps must be >= 1, got 0"),
         (lambda: nc.Exponential(0.0, 1.1), r"lr must be finite and > 0, got 0.0"),
         (lambda: nc.Exponential(0.1, math.inf), r"growth must be finite and > 0, got inf"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normcore.checks import checked_count, require_type
+from normcore.checks import checked_count, require_module, require_type
 from normcore.curvature.operator import default_tolerance
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -25,7 +25,7 @@ class Snapshot:
     """Holds leaf copies of the trainable parameters; `run` works with the model at any values of them."""
 
     def __init__(self, model: nn.Module, seed: int = 0) -> None:
-        require_type("model", model, nn.Module, "a torch.nn.Module")
+        require_module(model)
         self.model, self.seed = model, checked_count("seed", seed, least=0)
         named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         self.leaves = {n: p.detach().clone().requires_grad_() for n, p in named.items() if p.requires_grad}

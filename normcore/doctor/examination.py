@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normcore.catapult.warm_up import lr_phases
-from normcore.checks import checked_count, checked_loss, require_type
+from normcore.checks import checked_count, checked_loss, require_module, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, Group, changes, course, rates_ahead, say
 from normcore.equivalence.group_gauge import GAUGE_OF
@@ -122,7 +122,7 @@ def diagnose(
 
 
 def _check(model: Any, optimizer: Any, loss_fn: Any, scheduler: Any) -> None:
-    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_module(model)
     require_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
     require_type("loss_fn", loss_fn, Callable, "callable")
     require_type("scheduler", scheduler, LRScheduler | None, "a torch LRScheduler or None")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normcore.checks import checked_count, numbers, require, require_flags, require_type, understood
+from normcore.checks import checked_count, numbers, require, require_flags, require_module, understood
 from normcore.equivalence.co_scaling import CoScaling, Watch, warn_if_not_invariant
 from normcore.equivalence.gauge import UpdateRule, check_supported, look_up, unwrapped
 from normcore.equivalence.group_gauge import GAUGE_OF, RECORD, GroupGauge, is_moved, numbers_in
@@ -89,7 +89,7 @@ class ExpLR:
         rebase: bool = True,
         rule: str | None = None,
     ) -> None:
-        require_type("model", model, nn.Module | None, "a torch.nn.Module or None")
+        require_module(nn.Module() if model is None else model)
         require_flags(rebase=rebase)
         self.optimizer, self.model, self.rebase = unwrapped(optimizer), model, rebase
         self.rule: UpdateRule | None = None if rule is None else look_up(rule)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from normcore.checks import require_type
+from normcore.checks import require_module, require_type
 from normcore.invariance.probing import Forward, call, untouched
 
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
@@ -74,7 +74,7 @@ def norm_input_degrees(
     project's.
 
     """
-    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_module(model)
     require_type("inputs", inputs, tuple | list, "the arguments of the model's forward")
     require_type("groups", groups, Sequence, "a list of lists of parameters")
     for group in groups:

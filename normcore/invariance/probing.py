@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import checked_pair, checked_seed, require_type
+from normcore.checks import checked_pair, checked_seed, require_module, require_type
 from normcore.sharded import is_sharded
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -140,7 +140,7 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def checked_parameters(model: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters by name, after a look at the model."""
-    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_module(model)
     parameters = trainable(model)
     if not parameters:
         raise ValueError("model must have a trainable parameter, got none")
@@ -258,15 +258,15 @@ class Evaluator:
         What is true at every point shows best where each tensor has an effect: at 0 or next to it one hides others.
         """
         first, second = {}, {}
-        for i, name in enumerate(names):
+        for i, name in enumerate(names, 1000 + seed):
             p = self.tensors[name].detach()
             root = max(1, p.numel()) ** 0.5
             rms, natural = float(p.norm()) / root, NATURAL if p.dim() <= 1 else p.shape[0] ** 0.5 / root
             hides = rms < natural * (1.0 if p.dim() <= 1 else 1e-2)
             centre = p * (0.0 if hides else max(1.0, natural / rms))
-            generator, way = torch.Generator().manual_seed(1000 + seed + i), 0.2 * max(rms, natural)
-            draw = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-            size = (natural if hides else way) * root / float(draw.norm().clamp_min(1e-30))
+            draw = torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype)
+            reach = natural if hides else 0.2 * max(rms, natural)
+            size = reach * root / float(draw.norm().clamp_min(1e-30))
             first[name], second[name] = centre + size * draw.to(p), centre - size * draw.to(p)
         return first, second
 

@@ -146,7 +146,7 @@ def scale_invariance(
         InvarianceReport; print it for a table.
 
     Raises:
-        TypeError: model is not a module, or batch neither a pair nor a mapping.
+        TypeError: model is not a module in Python, or batch neither a pair nor a mapping.
         ValueError: no trainable parameter, an empty group or unknown name, outputs that are not finite or have no
             gradient, or a function that changes from one evaluation to the next.
 

@@ -257,7 +257,7 @@ def scaling_symmetries(
         ScalingSymmetries.
 
     Raises:
-        TypeError: model is not a module, or batch neither a pair nor a mapping.
+        TypeError: model is not a module in Python, or batch neither a pair nor a mapping.
         ValueError: no trainable parameter; outputs that are not finite, have no gradient, or change by themselves.
 
     Example:

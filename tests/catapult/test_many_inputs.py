@@ -108,5 +108,7 @@ def test_bad_input():
         simulate_full(start, x, y, -1.0, 3)
     with pytest.raises(ValueError, match=r"u must be \(..., n, d\)"):
         WeightCorrelations.from_weights(u.T, v)
+    with pytest.raises(ValueError, match=r"u must be \(..., n, d\) .*, got shapes \(0, 4\) and \(0,\)"):
+        WeightCorrelations.from_weights(u[:0], v[:0])
     with pytest.raises(ValueError, match="width must be >= 1, got 0"):
         WeightCorrelations.draw(0, 2)

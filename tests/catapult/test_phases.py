@@ -63,6 +63,8 @@ def test_bad_input():
         lr_phases(1.0, max_constant=2.0)
     with pytest.raises(ValueError, match="loss_scale must be finite and > 0, got 0.0"):
         lr_phases(1.0, loss_scale=0.0)
+    with pytest.raises(ValueError, match=r"curvature\*loss_scale must be finite and > 0, got inf"):
+        lr_phases(8.0, loss_scale=1e308)
     with pytest.raises(ValueError, match=r"curvature must be one number, got shape \(2,\)"):
         lr_phases([1.0, 2.0])
     with pytest.raises(ValueError, match="lr must be finite and > 0, got -1.0"):

@@ -94,6 +94,19 @@ def test_differences_measure_their_error():
     assert sure.residual == again.error > 1e-3 and not sure.converged
 
 
+@pytest.mark.parametrize("length", [0.5, 1.0, 3.0])
+def test_the_recheck_measures_along_the_vector_whatever_its_length(length):
+    """For w^4 at w = 1 a central difference with step h is 12 + 4 h^2; h = 0.1 is compared with 0.25."""
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(net.weight)
+    batch = torch.ones(1, 1).double(), None
+    op = HessianOperator(net, lambda f, y: f.sum() ** 4, batch, "finite_difference")
+    op._step = 0.1
+    vector = torch.tensor([length], dtype=torch.float64)
+    found = op.recheck(EigenResult(12.0, vector, 0.0, 1, True), 0.02)
+    assert found.residual == pytest.approx(0.21 / 12.04, rel=1e-9) and found.converged
+
+
 def test_a_loss_that_is_linear_in_the_weights_has_no_curvature():
     op = HessianOperator(nn.Linear(3, 2), lambda f, y: f.sum(), (torch.ones(4, 3), None))
     assert float((op @ torch.ones(op.size)).norm()) == 0.0

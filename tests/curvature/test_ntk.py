@@ -222,6 +222,14 @@ def test_bad_input():
         def forward(self, pair):
             return super().forward(pair[0])
 
+    class Total(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sum()
+
+    class Winner(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).argmax(1)
+
     model, x = make("layer")
     with pytest.raises(ValueError, match=r"method must be one of .* got 'power'"):
         ntk_top_eigenvalue(model, x, "power")
@@ -229,10 +237,15 @@ def test_bad_input():
         ntk_top_eigenvalue(model, x * float("nan"))
     with pytest.raises(TypeError, match=r"model must return one real tensor \(m, ...\), got tuple"):
         ntk_top_eigenvalue(nn.LSTM(4, 2).double(), x[None])
+    for number in (Total(4, 3).double(), Winner(4, 3).double()):
+        with pytest.raises(TypeError, match=r"model must return one real tensor \(m, ...\), got Tensor"):
+            ntk_top_eigenvalue(number, x)
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
         ntk_top_eigenvalue(lambda x: x, x)
     with pytest.raises(ValueError, match="max_matvecs must be >= 1, got 0"):
         ntk_top_eigenvalue(model, x, max_matvecs=0)
+    with pytest.raises(ValueError, match="tol must be finite and > 0, got inf"):
+        ntk_top_eigenvalue(model, x, tol=float("inf"))
     with pytest.raises(ValueError, match=r"x must hold at least one sample, got an output of shape \(0, 3\)"):
         ntk_top_eigenvalue(model, x[:0])
     with pytest.raises(TypeError, match="x must be one tensor, a row a sample, when chunk_size is given"):

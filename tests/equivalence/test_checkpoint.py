@@ -136,11 +136,13 @@ def test_control_weights_alone_are_not_a_checkpoint():
         ({}, "polar", r"to must be one of .*, got 'polar'"),
         ({"model": None}, "weight_decay", r"state\['model'\] must be a state_dict, got NoneType"),
         ({"exp_lr": None}, "unit_norm", r"state must hold 'exp_lr' to be converted to 'unit_norm'"),
+        ({"model": "zeros"}, "unit_norm", r"state\['model'\] must have weights other than 0 in group 0"),
     ],
 )
 def test_bad_input(change, to, message):
     _, _, state = trained("momentum")
-    state.update(change)
+    zeros = {name: torch.zeros_like(value) for name, value in state["model"].items()}
+    state.update({key: zeros if value == "zeros" else value for key, value in change.items()})
     state = {key: value for key, value in state.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         nc.convert_checkpoint(state, to)

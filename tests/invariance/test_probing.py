@@ -20,7 +20,7 @@ def test_untouched_restores_after_an_exception():
 
 def test_flat_output_gathers_floats_of_any_nesting():
     output = {"a": torch.ones(2), "b": (torch.zeros(1), torch.tensor([1])), "c": None}
-    assert flat_output(output).tolist() == [1.0, 1.0, 0.0]
+    assert flat_output(output).tolist() == [1.0, 1.0, 0.0] and flat_output({"c": None}).tolist() == []
 
 
 def test_tensors_in_looks_into_no_string():

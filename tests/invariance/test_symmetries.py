@@ -310,3 +310,22 @@ def test_bad_input(model, batch, error, message):
 def test_outputs_without_gradient_are_refused():
     with pytest.raises(ValueError, match="outputs that have a gradient, got none"):
         nc.scaling_symmetries(nn.Linear(2, 2), (torch.ones(3, 2), None), forward=lambda m, x: m(x).detach())
+
+
+class Centred(nn.Module):
+    """Compares its rows: the mean over them is taken away."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.up, self.head = nn.Embedding(11, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, ids):
+        h = self.up(self.table(ids).mean(1))
+        return self.head(torch.tanh(h - h.mean(0)))
+
+
+def test_rows_are_made_short_and_none_is_left_out():
+    """A single row would be its own mean, and all behind it inert."""
+    found = nc.scaling_symmetries(Centred(), (TOKENS, None))
+    assert rows_of(found) == {"up.bias^1", "table.weight^1 up.weight^-1"} and found.inert == ("up.bias",)

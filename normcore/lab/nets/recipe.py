@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normcore.checks import require_type
+from normcore.checks import require_module, require_type
 from normcore.invariance.degrees import NORM_LAYERS
 from normcore.invariance.probing import Evaluator, flat_output, tensors_in, trainable, untouched
 from normcore.invariance.symmetries import reverse_rows
@@ -85,7 +85,7 @@ def make_scale_invariant(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> 
     Source: the recipe is that of Li, Lyu & Arora (2020), arXiv 2010.02916; the measurement is ours.
 
     """
-    require_type("model", model, nn.Module, "a torch.nn.Module")
+    require_module(model)
     require_type("inputs", inputs, Tensor, "a tensor")
     if not trainable(model):
         raise ValueError("model must have a trained parameter, got none")

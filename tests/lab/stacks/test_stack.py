@@ -245,6 +245,8 @@ def test_eigenpairs_of_known_matrices():
     assert torch.allclose((vector * q[:, :, 0]).sum(dim=1).abs(), torch.ones(3, **F64), rtol=1e-12)
     rough, _ = top_eigenpair(q @ torch.diag(values) @ q.transpose(1, 2), 2)  # control: too few
     assert (rough < 5 - 1e-4).all()
+    value, vector = top_eigenpair(torch.zeros(1, 3, 3, **F64), 60)
+    assert value.item() == 0.0 and not vector.isnan().any()
 
 
 @pytest.mark.parametrize(
