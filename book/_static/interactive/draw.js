@@ -131,6 +131,14 @@
       slider.setAttribute("aria-valuetext", field.value);
       changed();
     });
+    // A finger that begins on a slider and scrolls the page has moved it already, and the browser takes the finger away.
+    let held;
+    slider.addEventListener("pointerdown", () => { held = [slider.value, field.value]; });
+    slider.addEventListener("pointercancel", () => {
+      [slider.value, field.value] = held;
+      slider.setAttribute("aria-valuetext", field.value);
+      changed();
+    });
     follow();
     return () => (field.value === "" ? NaN : Number(field.value));
   }
