@@ -292,6 +292,7 @@ def inspect(browser, path, pictures=None, states=tuple(STATES)):
             faults[state] += unswayed(browser)
         if opened:
             faults[state] += complaints(browser.events)
+            browser.value("document.activeElement.blur(), scrollTo({ top: 0, behavior: 'instant' })")
     return faults, seen["title"], tall
 
 

@@ -183,7 +183,7 @@ def test_what_scrolls_is_reached_named_and_fades(browser, tmp_path):
 @pytest.mark.slow
 def test_a_single_figure_fills_the_screen_of_a_phone(browser, tmp_path):
     drawing = "<svg xmlns='http://www.w3.org/2000/svg' width='200' height='100'/>"
-    picture = f'<a href="#"><img alt="{ALT}" src="data:image/svg+xml,{drawing}" width="200"></a>'
+    picture = f'<a href="#"><img alt="{ALT}" src="data:image/svg+xml,{drawing}" style="width:100%"></a>'
     body = f'<h1>A page</h1><div class="panels">{picture}</div><div class="panels several">{picture}</div>'
     path = scripted(tmp_path, "reading", body)
     tap = "document.querySelectorAll('.panels a')[{}].click()"

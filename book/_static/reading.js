@@ -1,6 +1,6 @@
 // What is wider than its place scrolls sideways: by keyboard too, with a name, and fading at the edge that hides more.
-// On a phone a figure opens as large as the screen, and turned if that is upright. On paper proofs and
-// verdicts are open, and long code may be parted.
+// On a phone a figure opens as large as the screen, and turned if that is upright. On paper proofs, verdicts and tables
+// are open, and long code may be parted.
 (() => {
   const NAMES = [["div.math", "Formula"], ["pre", "Code"], ["table, .pst-scrollable-table-container", "Table"], [".panels", "Figure"]];
 
@@ -21,14 +21,14 @@
     const box = document.body.appendChild(document.createElement("dialog"));
     box.className = "enlarged";
     box.innerHTML = '<button aria-label="Close">×</button>';
-    box.append(link.querySelector("img").cloneNode());
+    box.append(Object.assign(link.querySelector("img").cloneNode(), { style: "" }));
     box.addEventListener("click", () => box.close());
     box.addEventListener("close", () => box.remove());
     box.showModal();
   }
 
   addEventListener("beforeprint", () => {
-    for (const one of document.querySelectorAll(".tag_hide-cell details, details.verdicts")) one.open = true;
+    for (const one of document.querySelectorAll(".tag_hide-cell details, details:is(.verdicts, .sd-dropdown)")) one.open = true;
     for (const one of document.querySelectorAll("pre")) one.classList.toggle("long", one.textContent.split("\n").length > 20);
   });
   document.addEventListener("click", enlarge);
