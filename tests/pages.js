@@ -83,14 +83,11 @@ function texts() {
 /** Opens what is folded, so that it is seen too, and folds it again. */
 async function look(width, medium) {
   const folded = [...document.querySelectorAll("details:not([open])")], hidden = [...document.querySelectorAll(".toggle-hidden")];
-  const still = document.head.appendChild(document.createElement("style"));
-  still.textContent = "* { animation: none !important; transition: none !important; }";
   for (const one of folded) one.open = true;
   for (const one of hidden) one.classList.remove("toggle-hidden");
   await new Promise((done) => setTimeout(done, 150));
   const tall = document.documentElement.scrollHeight;
   const faults = looked(width, medium);
-  still.remove();
   for (const one of folded) one.open = false;
   for (const one of hidden) one.classList.add("toggle-hidden");
   return { faults, tall, title: document.title };

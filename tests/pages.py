@@ -43,8 +43,52 @@ PATIENCE = 120
 
 READY = """Promise.resolve(window.MathJax?.startup?.promise)
   .then(() => Promise.all([...document.images].map((one) => ((one.loading = "eager"), one.decode().catch(() => 0)))))"""
+STILL = """document.head.appendChild(document.createElement("style")).textContent =
+  "* { animation: none !important; transition: none !important; }" """
+"""A sidebar that is still sliding in would shift the picture, a button that fades would have no colour yet."""
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 """By then the page's own script has heard of another colour scheme."""
+STOPPED = """new Promise((done) => {
+  let y, frames = 0;
+  const ask = () => {
+    frames = y === scrollY ? frames + 1 : 0;
+    y = scrollY;
+    frames > 9 ? done() : requestAnimationFrame(ask);
+  };
+  ask();
+})"""
+"""By then the page scrolls no more, as it does for a while after a finger is lifted."""
+
+SLIDER = """((one) => {
+  one.scrollIntoView({ block: "center" });
+  const { left, right, top, bottom } = one.getBoundingClientRect(), half = 8;  // of the thumb
+  return [left + half, right - half, (top + bottom) / 2, (one.value - (one.min || 0)) / ((one.max || 100) - (one.min || 0))];
+})(%s)"""
+
+PREVIEWS = {
+    "theorem": ":is([href*='#thm-'], [href*='#prop-'], [href*='#lem-'], [href*='#ass-'])",
+    "equation": "[href*='#equation-']",
+    "figure": "[href*='#fig-']",
+    "reference": "[href*='references.html#']",
+    "function": "[href*='#normcore.']",
+}
+"""Kind -> how its links are recognised."""
+
+LINK = """((found) => {
+  window.link = found;
+  found?.scrollIntoView({ block: "center" });
+  const box = found?.getClientRects()[0];
+  return box ? [box.left + box.width / 2, box.top + box.height / 2] : null;
+})([...document.querySelectorAll(%s)].find((one) => one.checkVisibility()))"""
+
+SHOWN = """new Promise((done) => {
+  const start = Date.now(), ask = () => {
+    const box = document.querySelector(".preview"), seen = box && !box.hidden && box.innerText.trim().length > 3;
+    seen || Date.now() > start + 5000 ? done(Boolean(seen)) : setTimeout(ask, 20);
+  };
+  ask();
+})"""
+"""Whether a preview with words appears within five seconds."""
 
 LOCAL = ("file:", "data:", "blob:", "about:")
 
@@ -125,6 +169,7 @@ class Browser:
         """Set width, colour scheme and medium."""
         size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", media=medium, features=[feature])
         self.value(DRAWN)
@@ -135,12 +180,22 @@ class Browser:
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not any(one["method"] == "Page.loadEventFired" for one in self.events):
             self.message()
+        self.value(STILL)
         self.value(READY)
 
     def press(self, key, code):
         """A key, pressed and let go."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def drag(self, points):
+        """A finger put down at the first point, drawn through the others and lifted."""
+        for i, (x, y) in enumerate(points):
+            kind = "touchMove" if i else "touchStart"
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y}])
+            self.value(DRAWN)
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.value(STOPPED)
 
     def picture(self, path):
         """Keep the whole page at half its size; a browser asked for half the size lays the page out for half the width."""
@@ -182,23 +237,62 @@ def unmoved(browser):
             yield f"figure: {name} does not move"
 
 
+def unswayed(browser):
+    """The sliders of interactive figures that a finger does not move, or that tell nothing else when moved."""
+    for i in range(browser.value("document.querySelectorAll('[data-figure] input[type=range]').length")):
+        slider = f"document.querySelectorAll('[data-figure] input[type=range]')[{i}]"
+        state = f"((one) => [one.value, one.closest('[data-figure]').innerText])({slider})"
+        before = browser.value(state)
+        left, right, y, share = browser.value(SLIDER % slider)
+        thumb, end = (left + part * (right - left) for part in (share, 0.75 if share < 0.5 else 0.25))
+        browser.drag([(thumb + step / 8 * (end - thumb), y) for step in range(9)])
+        value, told = browser.value(state)
+        if value == before[0] or told == before[1]:
+            yield f"finger: {browser.value(f'{slider}.ariaLabel')} does not move"
+        browser.drag([(thumb, y + 20 * step) for step in range(9)])  # the page's way, not the slider's
+        if browser.value(state) != [value, told]:
+            yield f"swipe: {browser.value(f'{slider}.ariaLabel')} moves where the page is scrolled"
+
+
+def unshown(browser):
+    """The kinds of links whose first on the page shows no preview: under the mouse, or with the keyboard."""
+    for kind, selector in PREVIEWS.items():
+        spot = browser.value(LINK % json.dumps(f"article a.internal{selector}:not(.headerlink)"))
+        if spot is None:
+            continue
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=spot[0], y=spot[1])
+        if not browser.value(SHOWN):
+            yield f"preview: none of a {kind} under the mouse"
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+        browser.press("Escape", 27)
+        if not browser.value(
+            f"document.querySelector('.preview')?.hidden !== false && (window.link.focus(), {SHOWN})"
+        ):
+            yield f"preview: none of a {kind} with the keyboard"
+        browser.press("Escape", 27)
+
+
 def inspect(browser, path, pictures=None, states=tuple(STATES)):
     """State -> faults of a page; what it calls itself; its height by state. Pictures go to paths that begin so."""
     faults, tall, width_before, seen = {}, {}, None, {}
     for state in states:
         width, scheme, medium = STATES[state]
         browser.dress(width, scheme, medium)
-        said = []
-        if width != width_before and medium == "screen":
+        opened = width != width_before and medium == "screen"
+        if opened:
             browser.open(path)
-            said = list(complaints(browser.events))
         width_before = width
         if pictures and medium == "screen":
             browser.picture(f"{pictures}.{state.replace(' ', '-')}.jpg")
         seen = browser.value(f"(() => {{ {LOOK}\nreturn look({width}, {json.dumps(medium)}); }})()")
-        faults[state], tall[state] = said + seen["faults"], seen["tall"]
+        faults[state], tall[state] = seen["faults"], seen["tall"]
         if state == "wide light":
-            faults[state] += unmoved(browser)
+            faults[state] += [*unmoved(browser), *unshown(browser)]
+        if state == "phone light":
+            faults[state] += unswayed(browser)
+        if opened:
+            faults[state] += complaints(browser.events)
+            browser.value("document.activeElement.blur(), scrollTo({ top: 0, behavior: 'instant' })")
     return faults, seen["title"], tall
 
 

@@ -6,6 +6,7 @@ python tests/pdf.py _build/html    # writes _build/normcore.pdf
 import base64
 import html
 import io
+import json
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,6 +22,12 @@ PAPER = {"paperWidth": 8.27, "paperHeight": 11.69, "marginTop": 0.6, "marginBott
 
 FOOT = '<p style="font:8px sans-serif;width:100%;text-align:center">{} · <span class="pageNumber"></span></p>'
 
+NOTE = (
+    "On paper proofs, solutions and verdicts are unfolded. The code that draws the figures and states the checks is left "
+    "out: it stands folded in the pages, and in the notebooks of the folder <code>book</code>."
+)
+"""Under the title of the first page."""
+
 
 def reading_order(contents):
     """The names of the pages of a table of contents, from the front page on."""
@@ -30,9 +37,12 @@ def reading_order(contents):
         yield from [one["file"] for one in (entry, *entry.get("sections", []))]
 
 
-def printed(browser, path):
-    """A page on paper, and its title."""
+def printed(browser, path, note=""):
+    """A page on paper, a note under its heading, and its title."""
     browser.open(path)
+    browser.value(
+        f"document.querySelector('article h1').insertAdjacentHTML('afterend', {json.dumps(note and f'<p>{note}</p>')})"
+    )
     title = browser.value("document.title").split(" — ")[0]
     foot = dict(
         displayHeaderFooter=True, headerTemplate="<i></i>", footerTemplate=FOOT.format(html.escape(title))
@@ -79,7 +89,7 @@ def bind(root, names, target):
     with Browser() as browser:
         browser.dress(1280, "light", "print")
         for name in names:
-            sheets, title = printed(browser, root / f"{name}.html")
+            sheets, title = printed(browser, root / f"{name}.html", "" if starts else NOTE)
             starts[name] = len(writer.pages)
             pin(sheets)
             writer.append(sheets, outline_item=title)

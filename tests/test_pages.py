@@ -15,11 +15,12 @@ PAGE = '<!doctype html><html lang="en"><head><meta charset="utf-8">' + (
     "@media (prefers-color-scheme:dark){body{background:#111;color:#eee}}"
     "</style>HEAD</head><body><article>BODY</article></body></html>"
 )
+SLIDER = '<div data-figure="live"><input type="range" aria-label="x" oninput="nextElementSibling.textContent = value" MORE><b>50</b></div>'
 GOOD = (
     '<h1>A page</h1><p>Words, <a style="color:inherit" href="#there">a link</a>.</p><p id="there">There.</p>'
     f'<pre>x = 1</pre><img alt="{ALT}" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" width="9" height="9">'
     "<details><summary>More</summary><p>folded</p></details>"
-    '<div data-figure="live"><input type="range" aria-label="x" oninput="nextElementSibling.textContent = value"><b>50</b></div>'
+    + SLIDER.replace("MORE", 'onpointerdown="held = value" onpointercancel="value = held; oninput()"')
 )
 LONG = "x" * 400
 FAULTS = {
@@ -42,6 +43,9 @@ FAULTS = {
     "thin": '<figure><figcaption style="font-weight:300">thin</figcaption></figure>',
     "titles": "<h1>Another</h1>",
     "figure": '<div data-figure="dead"><input type="range" aria-label="x"></div>',
+    "finger": SLIDER.replace("MORE", 'style="pointer-events: none"'),
+    "swipe": SLIDER.replace("MORE", ""),
+    "preview": '<a style="color:inherit" class="internal" href="#fig-x" id="fig-x">Fig. 1</a>',
 }
 
 
@@ -78,7 +82,7 @@ def test_a_good_page_has_no_faults(browser, tmp_path):
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_planted_fault_is_told_and_no_other(browser, tmp_path, kind):
     faults, *_ = pages.inspect(browser, written(tmp_path, GOOD + FAULTS[kind]))
-    beside = {"cut": {"sideways"}, "sideways": {"cut"}}.get(kind, set())
+    beside = {"cut": {"sideways"}, "sideways": {"cut"}, "figure": {"finger", "swipe"}}.get(kind, set())
     assert kind in kinds(faults) and kinds(faults) <= {kind, *beside}
 
 
@@ -174,6 +178,44 @@ def test_what_scrolls_is_reached_named_and_fades(browser, tmp_path):
     wide, folded = browser.value(f"{later}.then(() => ['wide', 'folded'].map({state}))")
     assert wide == [*marked[:3], "scrolls"] and folded == marked
     assert not any("not reachable" in fault for fault in pages.inspect(browser, path)[0]["phone light"])
+
+
+@pytest.mark.slow
+def test_a_single_figure_fills_the_screen_of_a_phone(browser, tmp_path):
+    drawing = "<svg xmlns='http://www.w3.org/2000/svg' width='200' height='100'/>"
+    picture = f'<a href="#"><img alt="{ALT}" src="data:image/svg+xml,{drawing}" style="width:100%"></a>'
+    body = f'<h1>A page</h1><div class="panels">{picture}</div><div class="panels several">{picture}</div>'
+    path = scripted(tmp_path, "reading", body)
+    tap = "document.querySelectorAll('.panels a')[{}].click()"
+    shown = "((one) => one && [one.getBoundingClientRect()].map((box) => [box.width, box.height])[0])(document.querySelector('dialog[open] img'))"
+    for width, which, expected in ((390, 0, [390, 900]), (390, 1, None), (1280, 0, None)):
+        browser.dress(width, "light", "screen")
+        browser.open(path)
+        browser.value(tap.format(which))
+        assert browser.value(shown) == expected  # upright, so turned
+    browser.dress(390, "light", "screen")
+    browser.open(path)
+    browser.value(tap.format(0))
+    browser.press("Escape", 27)
+    assert browser.value(f"{pages.DRAWN}.then(() => document.querySelector('dialog'))") is None
+
+
+@pytest.mark.slow
+def test_on_paper_proofs_and_verdicts_are_open_and_other_code_is_away(browser, tmp_path):
+    fold = '<details class="hide"><summary>Show</summary><pre>folded</pre></details>'
+    kinds = {
+        "proof": f'<div class="cell tag_hide-cell">{fold}</div>',
+        "plot": f'<div class="cell">{fold}</div>',
+    }
+    kinds["verdicts"] = '<details class="verdicts"><summary>2 checks</summary><p>held</p></details>'
+    body = "".join(f'<section id="{name}">{part}</section>' for name, part in kinds.items())
+    browser.dress(1280, "light", "print")
+    browser.open(scripted(tmp_path, "reading", f"<h1>A page</h1>{body}"))
+    seen = "['proof', 'plot', 'verdicts'].map((id) => document.getElementById(id).innerText.trim())"
+    assert browser.value(seen) == ["", "", "2 checks"]
+    browser.value("dispatchEvent(new Event('beforeprint'))")
+    proof, plot, verdicts = browser.value(seen)
+    assert "folded" in proof and plot == "" and "held" in verdicts
 
 
 @pytest.mark.slow

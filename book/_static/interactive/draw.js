@@ -121,16 +121,22 @@
     const step = spec.scale === "count" ? 1 : spec.step || "any";
     const field = add(box, "input", { id, type: "number", min: spec.min, max: spec.max, step });
     field.value = spec.value;
+    const say = () => slider.setAttribute("aria-valuetext", field.value);
     const follow = () => {
       if (field.value !== "") slider.value = scale.to(Number(field.value));
-      slider.setAttribute("aria-valuetext", field.value);
+      say();
     };
     field.addEventListener("input", () => { follow(); changed(); });
     slider.addEventListener("input", () => {
-      field.value = scale.from(Number(slider.value));
-      slider.setAttribute("aria-valuetext", field.value);
+      const value = scale.from(Number(slider.value));
+      field.value = value > 0 && value < 1e-3 ? value.toExponential() : value;  // as short as its field
+      say();
       changed();
     });
+    // A finger that begins on a slider and scrolls the page has moved it already, and the browser takes the finger away.
+    let held;
+    slider.addEventListener("pointerdown", () => { held = [slider.value, field.value]; });
+    slider.addEventListener("pointercancel", () => { [slider.value, field.value] = held; say(); changed(); });
     follow();
     return () => (field.value === "" ? NaN : Number(field.value));
   }
