@@ -13,7 +13,14 @@ from normcore.lab.measure import gaps, max_gap, mean_and_error, relative_gap, ro
 from normcore.lab.nets.plain import cnn, cnn1d, mlp
 from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.residual import preresnet, resnet, transformer
-from normcore.lab.stacks.descend import Descent, descend, half_mse, softmax_loss, stack_loss_on
+from normcore.lab.stacks.descend import (
+    Descent,
+    descend,
+    half_mse,
+    run_side_by_side,
+    softmax_loss,
+    stack_loss_on,
+)
 from normcore.lab.stacks.stack import (
     Stack,
     stack_accuracy_on,
@@ -100,6 +107,7 @@ __all__ = [
     "Stack",
     "descend",
     "half_mse",
+    "run_side_by_side",
     "softmax_loss",
     "stack_accuracy_on",
     "stack_loss_on",

@@ -1,18 +1,19 @@
-"""Plain nets: scale-invariant in their trained weights unless asked otherwise, and the NTK net.
+"""Plain nets: scale-invariant in their trained weights unless asked otherwise; and several nets as one.
 
 The recipe: no bias in front of a norm, norms without affine parameters and with an eps as small
 as torch allows, and a head that stays at its random initialisation. Each weight is then followed
 by its own norm, so that the output does not change when any one of them is multiplied by c > 0.
 """
 
+import copy
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normcore.checks import checked_count, checked_counts
+from normcore.checks import checked_count, checked_counts, require_type
 from normcore.lab.nets.layers import ACTIVATIONS, checked_eps, make_head, norm_layer, seeded, weight_layer
 
 
@@ -140,3 +141,47 @@ def _conv_net(
         layers = _layers(norm, dims, shapes, activation, affine, eps)
         pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
         return nn.Sequential(*layers, pool, nn.Flatten(), make_head(channels[-1], classes, head)).to(dtype)
+
+
+def side_by_side(nets: Sequence[nn.Sequential]) -> nn.Sequential:
+    """One net, channels R C, that computes what each of these does with its own C channels."""
+    require_type("nets", nets, Sequence, "a list of torch.nn.Sequential")
+    for net in nets:
+        require_type("nets", net, nn.Sequential, "a list of torch.nn.Sequential")
+    if not nets:
+        raise ValueError("nets must be at least one, got none")
+    shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in nets]
+    head = nets[0][-1]
+    if (
+        any(shape != shapes[0] for shape in shapes)
+        or not isinstance(head, nn.Linear)
+        or head.bias is not None
+    ):
+        raise ValueError("nets must be of one make, with a Linear layer without bias at the end, got others")
+    *layers, _ = wide = copy.deepcopy(nets[0])
+    wide[-1] = _Heads([net[-1] for net in nets])
+    for name, layer in nn.Sequential(*layers).named_modules():
+        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        if own and not isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            raise ValueError(f"nets must have convolutions and BatchNorm alone, got a {type(layer).__name__}")
+        for kind, tensor in own:
+            if tensor.ndim:  # all but a count of batches
+                parts = [getattr(net.get_submodule(name), kind).detach() for net in nets]
+                tensor.data = torch.cat(parts)
+        if isinstance(layer, nn.Conv2d):
+            layer.groups *= len(nets)
+    return wide
+
+
+class _Heads(nn.Module):
+    """Last layers side by side: features (B, R F) to outputs (R, B, K)."""
+
+    def __init__(self, heads: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        trained = heads[0].weight.requires_grad
+        self.weight = nn.Parameter(
+            torch.stack([head.weight.detach() for head in heads]), requires_grad=trained
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.unflatten(1, (len(self.weight), -1)).transpose(0, 1), self.weight.transpose(1, 2))
