@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from normcore.checks import checked_count, checked_counts, require_type
-from normcore.lab.nets.layers import ACTIVATIONS, checked_eps, make_head, norm_layer, seeded, weight_layer
+from normcore.lab.nets.layers import (
+    ACTIVATIONS,
+    SMALLEST_EPS,
+    checked_eps,
+    make_head,
+    norm_layer,
+    seeded,
+    weight_layer,
+)
 
 
 def mlp(
@@ -141,6 +149,34 @@ def _conv_net(
         layers = _layers(norm, dims, shapes, activation, affine, eps)
         pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
         return nn.Sequential(*layers, pool, nn.Flatten(), make_head(channels[-1], classes, head)).to(dtype)
+
+
+class _Beside(nn.Sequential):
+    """What its layers make of x, added to x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)  # type: ignore[no-any-return]
+
+
+def resnet9(
+    widths: Sequence[int], head_scale: float, channels: int, classes: int, seed: int = 0
+) -> nn.Module:
+    """Build a ResNet-9-like net, scale-invariant in each trained weight, for images from 8 x 8; float32.
+
+    Eight conv3x3-BatchNorm-ReLU of four widths, two pairs of them beside an identity, and a frozen orthogonal head.
+    """
+
+    def convs(*pairs: tuple[int, int]) -> list[nn.Module]:
+        return _layers("batch", 2, [(*pair, 3) for pair in pairs], "relu", False, SMALLEST_EPS[torch.float32])
+
+    with seeded(seed):
+        a, b, c, d = checked_counts("widths", widths)
+        layers = [*convs((channels, a), (a, b)), nn.MaxPool2d(2), _Beside(*convs((b, b), (b, b)))]
+        layers += [*convs((b, c)), nn.MaxPool2d(2), *convs((c, d)), nn.MaxPool2d(2)]
+        layers += [_Beside(*convs((d, d), (d, d))), nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        head = make_head(d, classes, "frozen")
+        nn.init.orthogonal_(head.weight, gain=head_scale)
+        return nn.Sequential(*layers, head)
 
 
 def side_by_side(nets: Sequence[nn.Sequential]) -> nn.Sequential:

@@ -277,7 +277,7 @@ def _targets(y: Tensor, shape: torch.Size) -> Tensor:
 def run_side_by_side(
     nets: Sequence[nn.Sequential], batches: Sequence[Batches], **options: Any
 ) -> list[History]:
-    """Train copies of small convolutional nets as one net: a `run` of each up to rounding, in a third of the time.
+    """Train copies of small convolutional nets as one net: a `run` of each up to rounding, in half the time.
 
     Convolutions become grouped ones, BatchNorm looks at more channels, and the head becomes a batch of heads, so that
     each net sees its own inputs and no other net. A loss that is not finite ends all of them.
@@ -337,7 +337,7 @@ def _joined(batches: Sequence[Batches], runs: int) -> list[tuple[Tensor, Tensor]
         xs, ys = zip(*(checked_pair(batch, "each of batches") for batch in of_step), strict=True)
         for x, y in of_step:
             require_examples(x, y, " of batches")
-        shapes = {(*x.shape,): (*y.shape,) for x, y in of_step}
+        shapes = {((*x.shape,), (*y.shape,)) for x, y in of_step}
         if len(shapes) > 1 or xs[0].ndim != 4 or ys[0].ndim != 1:
             need = "images (B, C, H, W) of one shape and labels (B,)"
             raise ValueError(f"batches must hold {need}, got {shapes}")
