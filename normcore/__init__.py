@@ -22,8 +22,7 @@ from normcore.equivalence.optimizer import ExpLR
 from normcore.equivalence.schedule import EquivalentSchedule, equivalent_schedule, follow
 from normcore.equivalence.theorems import equivalent_weight_decay, exponential_lr, texp, texp_plus_plus
 from normcore.invariance.degrees import norm_input_degrees
-from normcore.invariance.groups import param_groups
-from normcore.invariance.report import InvarianceReport, scale_invariance
+from normcore.invariance.report import InvarianceReport, param_groups, scale_invariance
 from normcore.invariance.symmetries import ScalingSymmetries, scaling_symmetries
 from normcore.norm_dynamics.equilibrium import Equilibrium, equilibrium, relaxation, time_to_equilibrium
 from normcore.norm_dynamics.monitor import NormMonitor

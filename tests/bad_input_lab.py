@@ -22,6 +22,7 @@ ITEMS = [(X, Y)] * 3
 DIGITS = lab.load_dataset("digits").subset(train=30, test=20)
 STACK = lab.Stack((4, 6, 3), seeds=[0, 1], dtype=torch.float64)
 ONE = lab.Stack((4, 6, 1), seeds=[0], parametrization="ntk", dtype=torch.float64)
+PAIR, IMAGES = [lab.cnn((6,), seed=seed) for seed in range(2)], DIGITS.batches(1, 8)[0]
 SGD = torch.optim.SGD(NET.parameters(), lr=0.1)
 FOREIGN = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
 TOY = lab.toy(0.1, 0.02, norm="sphere", steps=5, runs=2)
@@ -252,6 +253,16 @@ LAB = {
     lab.half_mse: {
         "output": (torch.zeros(2, 3, 1), "tensor", [], [torch.zeros(3, 1)]),
         "y": (torch.ones(3, 1), "tensor", [], [torch.ones(3)]),
+    },
+    lab.run_side_by_side: {
+        "nets": (PAIR, "any", [None, 3, PAIR[0], [NET, 3]], [[], [PAIR[0], lab.cnn((4,))]]),
+        "batches": (
+            [[IMAGES]] * 2,
+            "any",
+            [None, 3, [None, None], [[3], [3]]],
+            [[[IMAGES]], [[IMAGES], [IMAGES] * 2], [[(X, Y)]] * 2],
+        ),
+        **STEPS,
     },
     lab.softmax_loss: {
         "output": (torch.zeros(2, 8, 3), "tensor", [], [torch.zeros(8, 3)]),

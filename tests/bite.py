@@ -303,7 +303,7 @@ FAULTS = [
     ),
     (
         "embeddings decay",
-        "invariance/groups.py",
+        "invariance/report.py",
         'NO_DECAY = ("elementwise", "table")',
         'NO_DECAY = ("elementwise",)',
         "invariance/test_groups.py",

@@ -1,7 +1,7 @@
 """The runs of Li & Arora (2020) at the size of the paper, which chapter 8 draws."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from normcore.equivalence.schedule import EquivalentSchedule
 from normcore.equivalence.theorems import texp, texp_plus_plus
 from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset
+from normcore.lab.nets.residual import resnet9
 from normcore.lab.training.loop import at_each_step
 from normcore.lab.training.probes import Angle, Probe, trainable, weight_norm
 from normcore.schedules import Cosine, StepDecay
 
 ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")
+ARMS += ("growth kept", "neither", "rise and fall", "rise and fall twin")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ class Setting(stored.Setting):
     weight_decay: float = 5e-4
     crop: int = 4
     flip: bool = True
+
+
+@dataclass(frozen=True)
+class Photographs(Setting):
+    """A ResNet-9-like net in mixed precision, for processors with bfloat16 units and for GPUs."""
+
+    epochs: int = 24
+    milestones: tuple[int, ...] = (14, 20)
+    lr: float = 0.15
+    batch_size: int = 256
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    head_scale: float = 1.5
 
 
 PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 20_000, "depth": 8}
@@ -49,7 +63,12 @@ def rates_of(arm: str, setting: Setting, epoch: int) -> NDArray[np.float64] | Eq
     checked_choice("arm", arm, list(ARMS))
     shape = Cosine(setting.lr, steps) if "cosine" in arm else staircase
     rates = shape.values(steps)
-    return rates if arm in ("step decay", "cosine") else texp_plus_plus(rates, wd, momentum)
+    if arm == "growth kept":  # that of the first phase for good, and only the rate is divided
+        grown = texp([(setting.lr, steps)], wd, momentum)
+        return replace(grown, log_lr=grown.log_lr + np.log(rates / setting.lr))
+    if "rise" in arm:  # over a fifth of the run, and down to zero
+        rates = setting.lr * np.interp(np.arange(steps) + 0.5, [0, steps / 5, steps], [0, 1, 0])
+    return texp_plus_plus(rates, wd, momentum) if arm.endswith(("++", "twin")) else rates
 
 
 class FirstStepAngle(Angle):
@@ -87,9 +106,13 @@ def train_arm(
     """
     epoch = len(data.y_train) // setting.batch_size
     net, first = stored.residual_net(setting, data, seed), FirstStepAngle(epoch)
+    if isinstance(setting, Photographs):
+        pixels, shape = data.pixels_train, (setting.widths, setting.head_scale)
+        net = resnet9(*shape, pixels.shape[1], data.classes, seed).to(pixels.device)
+        options = {"autocast": torch.bfloat16, "channels_last": True, **options}
     rates: Any = rates_of(arm, setting, epoch)
     free = isinstance(rates, EquivalentSchedule)
-    decay = 0.0 if free else setting.weight_decay
+    decay = 0.0 if free or arm == "neither" else setting.weight_decay
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, momentum=setting.momentum, weight_decay=decay)
     set_rate = None if free else at_each_step(optimizer, lr=rates)
 
@@ -114,5 +137,5 @@ def train_arm(
     return records, history.diverged_at
 
 
-SIZES = {"paper": Setting(), "small": SMALL, "tiny": TINY}
+SIZES = {"paper": Setting(), "photographs": Photographs(), "small": SMALL, "tiny": TINY}
 RUNS = stored.LongRuns("exponential_lr", SIZES, ARMS, train_arm)

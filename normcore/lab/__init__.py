@@ -20,6 +20,7 @@ from normcore.lab.nets.recipe import ScaleFreeReport, make_scale_invariant
 from normcore.lab.nets.residual import preresnet, resnet, transformer
 from normcore.lab.sde import SDERun, brownian_path, simulate_sde
 from normcore.lab.stacks.descend import Descent, descend, half_mse, softmax_loss, stack_loss_on
+from normcore.lab.stacks.side_by_side import run_side_by_side
 from normcore.lab.stacks.stack import (
     Stack,
     stack_accuracy_on,
@@ -66,6 +67,7 @@ __all__ += ["gaps", "max_gap", "mean_and_error", "relative_gap", "roundings", "s
 __all__ += ["fifths_left_out", "forgetting_time", "judge_null", "judged_right", "law_distance", "law_ratio"]
 # many nets side by side
 __all__ += ["Descent", "Stack", "descend", "half_mse", "softmax_loss", "stack_accuracy_on", "stack_loss_on"]
+__all__ += ["run_side_by_side"]
 __all__ += ["stack_norms", "stack_predictions", "stack_weights", "top_eigenpair", "wide_curvature"]
 __all__ += ["wide_kernel"]
 # the toys

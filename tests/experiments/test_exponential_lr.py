@@ -11,6 +11,7 @@ from normcore import lab
 from normcore.experiments import exponential_lr as runs
 from normcore.experiments import stored
 from normcore.experiments.__main__ import main
+from normcore.lab.nets.residual import resnet9
 
 EPOCH = 12
 """Steps: 1,200 digits in batches of 100."""
@@ -63,6 +64,57 @@ def test_schedules_without_it():
     np.testing.assert_allclose(minus.log_lr - texp.log_lr, jump, atol=1e-12)
     with pytest.raises(ValueError, match="arm must be one of .*got 'sgd'"):
         runs.rates_of("sgd", setting, 3)
+
+
+def test_arms_beside_those_of_the_theorems():
+    setting = small(epochs=10, milestones=(5, 8), weight_decay=1e-2)
+    rates = runs.rates_of("step decay", setting, 3)
+    np.testing.assert_array_equal(runs.rates_of("neither", setting, 3), rates)
+    kept, texp = (runs.rates_of(arm, setting, 3) for arm in ("growth kept", "texp"))
+    np.testing.assert_allclose(kept.log_lr[:15], texp.log_lr[:15], atol=1e-12)
+    growth = np.diff(kept.log_lr)  # the same in all phases, but for the two drops
+    np.testing.assert_allclose(
+        growth, growth[0] - math.log(10) * np.isin(np.arange(29), (14, 23)), atol=1e-12
+    )
+    ride = runs.rates_of("rise and fall", setting, 3)
+    assert ride.argmax() in (5, 6) and (np.diff(np.abs(np.arange(30) - 5.5)) * np.diff(ride) <= 1e-12).all()
+    assert 0 < ride[-1] < ride.max() / 20 and ride.max() <= setting.lr
+    twin = runs.rates_of("rise and fall twin", setting, 3)
+    np.testing.assert_allclose(nc.equivalent_weight_decay(twin.log_lr, ride, 0.9), 1e-2, rtol=1e-9)
+
+
+def test_the_net_for_photographs_is_scale_invariant_in_each_weight():
+    net = resnet9((4, 6, 8, 12), 2.0, channels=3, classes=10, seed=1).double()
+    images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    before = lab.logits(net, images)
+    weights = lab.trainable(net)
+    assert len(weights) == 8 and not net[-1].weight.requires_grad
+    torch.testing.assert_close(
+        net[-1].weight @ net[-1].weight.T, 4 * torch.eye(10).double(), atol=1e-5, rtol=0
+    )
+    for i, weight in enumerate(weights):
+        weight.data.mul_(2.0 ** (i + 1))
+        assert torch.equal(lab.logits(net, images), before)
+    weights[0].data.add_(torch.randn_like(weights[0]))  # the control
+    assert not torch.allclose(lab.logits(net, images), before, atol=1e-3)
+
+
+def test_photographs_at_the_size_of_a_test(digits, tmp_path):
+    """Mixed precision: the twin follows for some steps, the control does not, and a finished run is read back."""
+    brief = {"dataset": "digits", "epochs": 2, "milestones": (1,), "batch_size": 50, "crop": 0, "flip": False}
+    setting = runs.Photographs(**brief, lr=0.1, weight_decay=5e-2, widths=(4, 4, 8, 8))
+    data = digits.subset(train=100, test=50)
+    found = {
+        arm: runs.train_arm(arm, 0, setting, data, folder=tmp_path / arm, progress=False)[0]
+        for arm in ("step decay", "texp++", "neither")
+    }
+    base = found["step decay"]["step_angle"][0]
+    assert found["texp++"]["step_angle"][0] == pytest.approx(base, rel=0.05)
+    assert found["neither"]["norm"][-1] > 1.01 * found["step decay"]["norm"][-1]
+    again, _ = runs.train_arm("texp++", 0, setting, data, folder=tmp_path / "texp++", progress=False)
+    for name, values in found["texp++"].items():
+        np.testing.assert_array_equal(again[name], values, err_msg=name)
+    assert set(runs.SIZES) == {"paper", "photographs", "small", "tiny"}
 
 
 def test_the_angle_of_the_first_step_of_an_epoch():

@@ -233,7 +233,7 @@ def mlp(
     if len(sizes) < 3:
         raise ValueError(f"sizes must be (inputs, hidden, ..., classes), got {sizes}")
     with seeded(seed):
-        layers = _layers(norm, 0, itertools.pairwise(sizes[:-1]), activation, affine, eps)
+        layers = normed_layers(norm, 0, itertools.pairwise(sizes[:-1]), activation, affine, eps)
         return nn.Sequential(nn.Flatten(), *layers, make_head(sizes[-2], sizes[-1], head)).to(dtype)
 
 
@@ -277,7 +277,7 @@ def cnn1d(channels: Sequence[int] = (16, 32, 32), *, in_channels: int = 1, **opt
     return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (in_channels, -1)), *layers)
 
 
-def _layers(
+def normed_layers(
     norm: str, dims: int, shapes: Iterable[tuple[int, ...]], activation: str, affine: bool, eps: float
 ) -> list[nn.Module]:
     """Weights, norm and activation for each shape: (fan_in, width), then kernel and stride if any."""
@@ -317,6 +317,6 @@ def _conv_net(
     with seeded(seed):
         inputs, kernels = [in_channels, *channels[:-1]], [kernel] * len(channels)
         shapes = zip(inputs, channels, kernels, strides, strict=True)
-        layers = _layers(norm, dims, shapes, activation, affine, eps)
+        layers = normed_layers(norm, dims, shapes, activation, affine, eps)
         pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
         return nn.Sequential(*layers, pool, nn.Flatten(), make_head(channels[-1], classes, head)).to(dtype)

@@ -7,15 +7,23 @@ every stage puts a norm in its shortcut too; the final norm then removes one com
 trained weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from normcore.checks import checked_count, require_flags
-from normcore.lab.nets.layers import checked_eps, make_head, norm_layer, seeded, weight_layer
+from normcore.checks import checked_count, checked_counts, require_flags
+from normcore.lab.nets.layers import (
+    SMALLEST_EPS,
+    checked_eps,
+    normed_layers,
+    make_head,
+    norm_layer,
+    seeded,
+    weight_layer,
+)
 
 MakeNorm = Callable[[int], nn.Module]
 MakeConv = Callable[[int, int, int, int], nn.Module]
@@ -238,3 +246,33 @@ def transformer(
         raise ValueError(f"dim must be a multiple of heads={heads}, got {dim!r}")
     with seeded(seed):
         return Transformer(dim, blocks, heads, qk_norm, pixels, classes)
+
+
+class _Beside(nn.Sequential):
+    """What its layers make of x, added to x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)  # type: ignore[no-any-return]
+
+
+def resnet9(
+    widths: Sequence[int], head_scale: float, channels: int, classes: int, seed: int = 0
+) -> nn.Module:
+    """Build a ResNet-9-like net, scale-invariant in each trained weight, for images from 8 x 8; float32.
+
+    Eight conv3x3-BatchNorm-ReLU of four widths, two pairs of them beside an identity, and a frozen orthogonal head.
+    """
+
+    def convs(*pairs: tuple[int, int]) -> list[nn.Module]:
+        return normed_layers(
+            "batch", 2, [(*pair, 3) for pair in pairs], "relu", False, SMALLEST_EPS[torch.float32]
+        )
+
+    with seeded(seed):
+        a, b, c, d = checked_counts("widths", widths)
+        layers = [*convs((channels, a), (a, b)), nn.MaxPool2d(2), _Beside(*convs((b, b), (b, b)))]
+        layers += [*convs((b, c)), nn.MaxPool2d(2), *convs((c, d)), nn.MaxPool2d(2)]
+        layers += [_Beside(*convs((d, d), (d, d))), nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        head = make_head(d, classes, "frozen")
+        nn.init.orthogonal_(head.weight, gain=head_scale)
+        return nn.Sequential(*layers, head)
