@@ -20,8 +20,10 @@ from normcore.lab.training.loop import at_each_step
 from normcore.lab.training.probes import Angle, Probe, trainable, weight_norm
 from normcore.schedules import Cosine, StepDecay
 
-ARMS = ("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin")
-ARMS += ("growth kept", "neither", "rise and fall", "rise and fall twin")
+ARMS = (
+    *("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin"),
+    *("growth kept", "neither", "rise and fall", "rise and fall twin"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from normcore.checks import checked_count, checked_counts, require_flags
 from normcore.lab.nets.layers import (
     SMALLEST_EPS,
     checked_eps,
-    normed_layers,
     make_head,
     norm_layer,
+    normed_layers,
     seeded,
     weight_layer,
 )
