@@ -42,8 +42,8 @@ from parso.python.tree import Name
 ROOT = Path(__file__).parent.parent
 CORE = ["files", "schedules", "checks", "sharded", "catapult"]
 CORE += ["norm_dynamics", "curvature", "invariance", "equivalence"]
-BAD_INPUT = "tests/test_bad_input.py"
-"""It calls everything."""
+BAD_INPUT, SHARDED = Path("tests/test_bad_input.py"), Path("tests/test_sharded.py")
+"""They call everything, and what knows of shards."""
 STARTS = "subprocess|torchrun"
 """In a test file whose tests start processes, in which they may enter anything."""
 
@@ -194,9 +194,12 @@ def in_fork(work, limit):
     Path("answer").unlink(missing_ok=True)
     process = get_context("fork").Process(target=child)
     process.start()
-    process.join(20 * limit)
-    process.kill()
-    process.join()
+    process.join(100 * limit)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(
+            f"no end in {100 * limit} seconds on the clock: waits for something, or the machine is busy"
+        )
     return json.loads(Path("answer").read_text()) if process.exitcode == 0 else None
 
 
@@ -262,10 +265,11 @@ def tests_of(file, line, part, notes):
     late = {test for test in room if re.search(STARTS, test.read_text())}
     own = {test for test in room if test.stem == f"test_{path.stem}"}
     own = own or {test for test in room if re.search(rf"\b{path.stem}\b", test.read_text())}
-    parts = {path} | own - late, set(room) - own - late, late | set(filter(Path.exists, [Path(BAD_INPUT)]))
+    late |= {SHARDED} if "sharded" in path.read_text() and SHARDED.exists() else set()
+    parts = {path} | own - late, set(room) - own - late, late | {x for x in [BAD_INPUT] if x.exists()}
     name = function_at(path.read_text(), line)
     met = []
-    for one in parts[part]:
+    for one in sorted(parts[part]):
         tests = watched(str(one), notes).items()
         met.append({test: s for test, (s, seen) in tests if one in late or enters(seen, file, name)})
     # a file at a time, so that a fixture is made once
@@ -323,7 +327,11 @@ def main(count, seed, again, folder):
             for moment, (change, (file, line, changed)) in enumerate(drawn, 1):
                 if change not in killed and (again or (change, part) not in known):
                     tests = tests_of(file, line, part, folder)
-                    by = attempt(file, changed, tests, moment + part * len(drawn)) if tests else None
+                    try:
+                        by = attempt(file, changed, tests, moment + part * len(drawn)) if tests else None
+                    except TimeoutError as late:  # no verdict
+                        print(f"{file}:{line}: {late}", flush=True)
+                        continue
                     print(json.dumps([[change, part], by]), file=verdicts, flush=True)
                     print(f"{'killed' if by else 'survived':9}{file}:{line} {by or ''}", flush=True)
                     killed |= {change: by} if by else {}

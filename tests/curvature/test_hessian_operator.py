@@ -94,7 +94,7 @@ def test_differences_measure_their_error():
     assert sure.residual == again.error > 1e-3 and not sure.converged
 
 
-@pytest.mark.parametrize("length", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("length", [1.0, 3.0])
 def test_the_recheck_measures_along_the_vector_whatever_its_length(length):
     """For w^4 at w = 1 a central difference with step h is 12 + 4 h^2; h = 0.1 is compared with 0.25."""
     net = nn.Linear(1, 1, bias=False).double()

@@ -1,6 +1,7 @@
 """All scaling symmetries of nets for which they are known, or found by brute force."""
 
 import math
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +98,8 @@ def test_a_conv_net_by_hand():
         "4.weight^1 4.bias^1 8.weight^-1",
     }
     assert found.inert == ("0.bias", "3.bias")
+    with pytest.raises(FrozenInstanceError):
+        found.gap = 0.0
 
 
 def test_query_against_key_and_value_against_output():
