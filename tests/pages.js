@@ -131,6 +131,7 @@ function looked(width, medium) {
   for (const one of all("main *:not(span.math, mjx-container, mjx-container *)")) {
     if (["hidden", "clip"].includes(style(one).overflowX) && wide(one)) tell("cut", one, ` ${one.scrollWidth} > ${one.clientWidth}`);
   }
+  for (const one of all(".bd-sidebar-secondary :is(a, code)")) if (one.getBoundingClientRect().right > width + 1) tell("cut", one);
   for (const one of all("mjx-container, mjx-container *")) if (one.tabIndex >= 0 && !wide(one)) tell("tab stop", one);
   for (const one of all("a[href], button, input, select, summary, [tabindex='0']")) if (!names(one).some((text) => text?.trim())) tell("nameless", one);
   for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) tell("tab order", one);

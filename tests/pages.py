@@ -79,7 +79,7 @@ LINK = """((found) => {
   found?.scrollIntoView({ block: "center" });
   const box = found?.getClientRects()[0];
   return box ? [box.left + box.width / 2, box.top + box.height / 2] : null;
-})([...document.querySelectorAll(%s)].find((one) => one.checkVisibility()))"""
+})([...document.querySelectorAll(%s)].find((one) => one.checkVisibility({ visibilityProperty: true })))"""
 
 SHOWN = """new Promise((done) => {
   const start = Date.now(), ask = () => {

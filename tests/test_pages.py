@@ -82,7 +82,8 @@ def test_a_good_page_has_no_faults(browser, tmp_path):
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_planted_fault_is_told_and_no_other(browser, tmp_path, kind):
     faults, *_ = pages.inspect(browser, written(tmp_path, GOOD + FAULTS[kind]))
-    beside = {"cut": {"sideways"}, "sideways": {"cut"}, "figure": {"finger", "swipe"}}.get(kind, set())
+    wide = {"cut", "sideways", "finger"}  # a phone zooms out on a wide page, and the finger misses
+    beside = {"cut": wide, "sideways": wide, "figure": {"finger", "swipe"}}.get(kind, set())
     assert kind in kinds(faults) and kinds(faults) <= {kind, *beside}
 
 
