@@ -1,6 +1,6 @@
-"""A sweep to interrupt: each of eight cells writes a file, and the last four wait for ever unless told not to.
+"""A sweep to interrupt: each of eight cells writes a file, and the last four wait for a file `quick` in the folder.
 
-Usage: swept.py FOLDER [quick]. Prints the statuses.
+Usage: swept.py FOLDER.
 """
 
 import os
@@ -21,9 +21,13 @@ def experiment(i, folder, quick):
     return {"twice": 2 * i}
 
 
+def of(folder):
+    """The experiment in a folder."""
+    return partial(experiment, folder=folder / "begun", quick=folder / "quick")
+
+
+CELLS = grid(i=range(8))
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    folder = Path(sys.argv[1])
-    run = partial(experiment, folder=folder / "begun", quick=folder / "quick")
-    result = sweep(run, grid(i=range(8)), folder=folder / "kept", workers=2)
-    print(result, result["twice"].tolist())
+    sweep(of(Path(sys.argv[1])), CELLS, folder=Path(sys.argv[1], "kept"), workers=2)
