@@ -28,11 +28,11 @@ def test_gradient(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_two_numbers_have_the_law_of_all_dimensions(norm):
-    settings = {"lr": 0.3, "weight_decay": 0.05, "norm": norm, "steps": 400, "dim": 12}
+    settings = {"lr": 0.3, "weight_decay": 0.05, "norm": norm, "steps": 200, "dim": 12}
     few = toy(**settings, batch_size=20, runs=400)
     full = [toy_run(**settings, batch_size=20, seed=seed) for seed in range(12)]
     for ours, theirs in ((few.error, [f[0] for f in full]), (few.norm, [f[1] for f in full])):
-        for window in (slice(10, 20), slice(60, 80), slice(200, 400)):
+        for window in (slice(10, 20), slice(60, 80), slice(100, 200)):
             one = ours[window].mean(axis=0)
             other = np.array([run[window].mean() for run in theirs])
             error = np.hypot(one.std() / np.sqrt(400), other.std(ddof=1) / np.sqrt(12))
@@ -41,22 +41,22 @@ def test_two_numbers_have_the_law_of_all_dimensions(norm):
 
 @pytest.mark.parametrize("norm", ["sphere", "batch"])
 def test_either_is_fine_and_both_fail(norm):
-    late = slice(-500, None)
-    settings = {"lr": 0.1, "steps": 5000, "runs": 8}
+    late, settings = slice(-500, None), {"lr": 0.1, "steps": 2500}
     norm_only = toy(weight_decay=0.0, norm=norm, **settings).error
-    decay_only = toy(weight_decay=0.02, norm="none", **settings).error
     both = toy(weight_decay=0.02, norm=norm, **settings).error
-    assert norm_only[late].mean() < 0.025 and decay_only[late].mean() < 0.02
-    assert norm_only[late].mean() < 0.85 * norm_only[1000:1500].mean()  # still falling
+    assert norm_only[late].mean() < 0.03
+    assert norm_only[late].mean() < 0.9 * norm_only[800:1000].mean()  # still falling
     assert both[late].mean(axis=0).min() > 0.04  # in every run
-    assert both[late].mean() == pytest.approx(both[2000:2500].mean(), rel=0.05)  # stays there
+    assert both[late].mean() == pytest.approx(both[1000:1500].mean(), rel=0.05)  # stays there
+    decay_only = toy(weight_decay=0.02, norm="none", lr=0.1, steps=1000).error
+    assert decay_only[late].mean() < 0.02
 
 
 def test_norm_grows_without_decay_as_a_fourth_root_at_least():
-    norms = toy(0.1, 0.0, norm="sphere", steps=4000, runs=4).norm
+    norms = toy(0.1, 0.0, norm="sphere", steps=2000, runs=4).norm
     assert (np.diff(norms, axis=0) > 0).all()
     fourth = norms**4
-    assert (fourth[4000] - fourth[2000] > 0.5 * (fourth[2000] - fourth[0])).all()
+    assert (fourth[2000] - fourth[1000] > 0.5 * (fourth[1000] - fourth[0])).all()
     assert (np.diff(toy(0.1, 0.02, norm="sphere", steps=400, start_norm=9.0).norm, axis=0) < 0).any()
 
 
