@@ -11,7 +11,7 @@ LR, WD = 0.05, 0.3
 MEAN = np.array([1.0, 0.5, 0, 0, 0, 0])
 
 
-def window(m, *, kind="sgd", start=1.0, steps=20000, skip=500, dim=6):
+def window(m, *, kind="sgd", start=1.0, steps=8000, skip=500, dim=6):
     """Means over a run whose gradients have a mean direction, correlate with the buffer and vary in size."""
     run = noise_run(kind, LR, WD, m, start=start, steps=steps, dim=dim, orthogonal=False, mean=MEAN, seed=3)
     return {
@@ -23,9 +23,9 @@ def window(m, *, kind="sgd", start=1.0, steps=20000, skip=500, dim=6):
 def test_one_whatever_the_noise(m):
     means, _ = window(m)
     given = {"norm_sq": means["norm_sq"]}
-    assert rho(LR, WD, m, **given, moved_sq=means["moved_sq"]) == pytest.approx(1.0, abs=2e-3)
+    assert rho(LR, WD, m, **given, moved_sq=means["moved_sq"]) == pytest.approx(1.0, abs=4e-3)
     both = {"grad_sq": means["grad_sq"], "overlap": means["overlap"]}
-    assert rho(LR, WD, m, **given, **both) == pytest.approx(1.0, abs=2e-3)
+    assert rho(LR, WD, m, **given, **both) == pytest.approx(1.0, abs=4e-3)
     if m:  # the gradients here are not zero-mean: the overlap with the buffer is needed
         assert abs(rho(LR, WD, m, **given, grad_sq=means["grad_sq"]) - 1) > 0.02
         assert abs(rho(LR, WD, 0.0, **given, grad_sq=means["grad_sq"]) - 1) > 0.3  # momentum forgotten
