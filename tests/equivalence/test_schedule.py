@@ -133,20 +133,20 @@ def test_agrees_with_sixty_digits(rows):
 
 
 def test_long_run_agrees_with_sixty_digits():
-    steps = 20_000
+    steps = 5_000
     schedule = nc.equivalent_schedule(0.1, 5e-4, 0.9, steps=steps)
     log_lr, log_x = scalar_run(0.1, 5e-4, 0.9, 0.0, steps)
     assert abs(schedule.log_lr[-1] / log_lr[-1] - 1) < 1e-12
     assert abs(schedule.log_scale[-1] / log_x[-1] - 1) < 1e-12
 
 
-def test_a_million_steps_stay_finite():
-    schedule = nc.equivalent_schedule(0.1, 5e-4, 0.9, steps=1_000_000)
+def test_rates_beyond_the_floats_stay_finite_in_logarithms():
+    schedule = nc.equivalent_schedule(0.1, 5e-3, 0.9, steps=100_000)
     assert np.isfinite(schedule.log_lr).all() and np.isfinite(schedule.buffer_ratio).all()
-    closed_form = -2 * math.log(nc.growth_factor(0.1, 5e-4, 0.9))
+    closed_form = -2 * math.log(nc.growth_factor(0.1, 5e-3, 0.9))
     assert (schedule.log_lr[-1] - schedule.log_lr[-2]) == pytest.approx(closed_form, rel=1e-9)
     assert schedule.log_lr[-1] / math.log(10) > 400
-    with pytest.raises(OverflowError, match="lr exceeds the float64 range from step 7"):
+    with pytest.raises(OverflowError, match="lr exceeds the float64 range from step 67658 on"):
         _ = schedule.lr
     shrunk = nc.equivalent_schedule(0.1, 2e-2, 0.9, steps=50_000)
     with pytest.raises(OverflowError, match="x_t underflows at t=50000"):
