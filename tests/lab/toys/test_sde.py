@@ -30,7 +30,7 @@ def closed(t, gamma, rate, trace):
 def test_gamma_follows_its_closed_solution():
     gaps = []
     for n in (1, 2, 4, 8):
-        run = simulate_sde(start(2), None, 1.5, lr=0.2, weight_decay=0.1, steps=120, dt=1 / n)
+        run = simulate_sde(start(2), None, 1.5, lr=0.2, weight_decay=0.1, steps=60, dt=1 / n)
         want = closed(run.step, 1 / 0.2**2, 0.02, 2 * 1.5**2)
         gaps.append(np.abs(run.gamma[:, 0] / want - 1).max())
     orders = np.log2(np.array(gaps[:-1]) / gaps[1:])
@@ -39,7 +39,7 @@ def test_gamma_follows_its_closed_solution():
     assert run.effective_lr == pytest.approx(run.gamma**-0.5) and run.norm == pytest.approx(
         (run.gamma * 0.2**2) ** 0.25
     )
-    assert want[-1] == pytest.approx(fourth_power_ode(1 / 0.2**2, 0.2, 0.1, 2 * 1.5**2, 120.0), rel=1e-9)
+    assert want[-1] == pytest.approx(fourth_power_ode(1 / 0.2**2, 0.2, 0.1, 2 * 1.5**2, 60.0), rel=1e-9)
 
 
 @pytest.mark.parametrize("form", ["direction", "weights"])

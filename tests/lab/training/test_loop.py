@@ -120,12 +120,12 @@ def meta_run(steps, **options):
 
 
 def test_a_device_is_not_waited_for_between_readings(monkeypatch):
-    schedule = nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=30)
+    schedule = nc.texp_plus_plus(0.1, 1e-2, 0.9, steps=9)
     for options in ({}, {"schedule": schedule}, {"channels_last": True}):
-        assert meta_run(30, every=1000, **options) == 30  # looked at when all is done
-    assert meta_run(30, every=12) == 12
-    monkeypatch.setattr(history_module, "MOST_WAITING", 20)
-    assert meta_run(30, every=1000) == 19  # the loss of step 19 is the twentieth
+        assert meta_run(9, every=1000, **options) == 9  # looked at when all is done
+    assert meta_run(9, every=4) == 4
+    monkeypatch.setattr(history_module, "MOST_WAITING", 6)
+    assert meta_run(9, every=1000) == 5  # the loss of step 5 is the sixth
 
 
 @pytest.mark.parametrize("saves", [1000, 4])
