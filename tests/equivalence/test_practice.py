@@ -82,7 +82,7 @@ OWN = {
 def test_norm_layers_of_any_class(name, optimizer):
     models, optimizers = pair_of(net_with(OWN[name]), MAKE[optimizer])
     nc.ExpLR(optimizers[1], models[1])
-    assert logit_gap(models, optimizers, 60) < GAP
+    assert logit_gap(models, optimizers, 30) < GAP
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -97,8 +97,8 @@ def test_weights_that_a_layer_standardises(optimizer, beside):
     parts = [layer(DIM), nn.Identity(), nn.ReLU(), layer(WIDTH), nn.Identity(), nn.ReLU()]
     models, optimizers = pair_of(nn.Sequential(*parts, nn.Linear(WIDTH, CLASSES)).double(), MAKE[optimizer])
     exp_lr = nc.ExpLR(optimizers[1], models[1])
-    assert logit_gap(models, optimizers, 60) < GAP
-    assert models[1][0].eps > 1.1e-2
+    assert logit_gap(models, optimizers, 30) < GAP
+    assert models[1][0].eps > 1.05e-2
     exp_lr.detach()
     assert models[1][0].eps == 1e-2 and eval_gap(models) < GAP
 
@@ -238,7 +238,7 @@ def test_frozen_batch_norm(part):
     nc.ExpLR(optimizers[1], models[1])
     gap = max(
         float((step(models[0], optimizers[0], b) - step(models[1], optimizers[1], b)).abs().max())
-        for b in batches(60)
+        for b in batches(30)
     )
     assert gap < GAP
     assert optimizers[1].param_groups[0]["exp_lr"]["x"] < 0.9
@@ -309,7 +309,7 @@ def test_whatever_is_called(name):
     models, optimizers = pair(MAKE["sgd"], eps=1e-2)
     given, called = around(name, models[1])
     nc.ExpLR(optimizers[1], given)
-    for x, y in batches(40):
+    for x, y in batches(20):
         outputs = []
         for call, optimizer in zip((models[0], called), optimizers, strict=True):
             optimizer.zero_grad()
@@ -697,7 +697,7 @@ def add_noise(model):
 def test_gradients_are_ordinary_for_whoever_looks(look, name):
     models, optimizers = pair(MAKE[name])
     exp_lr = nc.ExpLR(optimizers[1], models[1])
-    for x, y in batches(40):
+    for x, y in batches(20):
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.zero_grad()
             for half in (slice(8), slice(8, None)):  # accumulated
@@ -709,7 +709,7 @@ def test_gradients_are_ordinary_for_whoever_looks(look, name):
             optimizer.step()
         for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-9)  # and after the step
-    assert eval_gap(models) < GAP and exp_lr.scale() < 0.9
+    assert eval_gap(models) < GAP and exp_lr.scale() < 0.95
 
 
 def test_gradients_of_a_scaler_and_of_autograd():
