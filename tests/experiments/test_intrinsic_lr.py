@@ -141,20 +141,20 @@ def test_full_batch_against_a_loop_by_hand(digits):
 
 
 def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
-    whole, _ = runs.train_arm("wd/10", 1, SHORT, digits, progress=False)
+    whole, _ = runs.train_arm("lr/4 wd*4", 1, SHORT, digits, progress=False)
     chord, calls = runs.Chord.__call__, []
 
     def stop(self, model):
         calls.append(1)
-        if len(calls) == 30:
+        if len(calls) == 16:  # while weights are averaged
             raise KeyboardInterrupt
         return chord(self, model)
 
     monkeypatch.setattr(runs.Chord, "__call__", stop)
     with pytest.raises(KeyboardInterrupt):
-        runs.train_arm("wd/10", 1, SHORT, digits, folder=tmp_path, progress=False)
+        runs.train_arm("lr/4 wd*4", 1, SHORT, digits, folder=tmp_path, progress=False)
     monkeypatch.setattr(runs.Chord, "__call__", chord)
-    resumed, _ = runs.train_arm("wd/10", 1, SHORT, digits, folder=tmp_path, progress=False)
+    resumed, _ = runs.train_arm("lr/4 wd*4", 1, SHORT, digits, folder=tmp_path, progress=False)
     for name, values in whole.items():
         np.testing.assert_array_equal(resumed[name], values, err_msg=name)
 
@@ -169,7 +169,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
         "--device",
         "cpu",
         "--arms",
-        "base",
+        "lr/2 wd*2",
         "lr/4 wd*4",
         "--seeds",
         "0",
@@ -178,7 +178,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert capsys.readouterr().out.count("test accuracy") == 2
     found = stored.load(tmp_path / "work" / "intrinsic_lr.json")
-    assert found.arms == ["base", "lr/4 wd*4"] and found.settings["weight_decay"] == 0.5
+    assert found.arms == ["lr/2 wd*2", "lr/4 wd*4"] and found.settings["weight_decay"] == 0.5
     assert main(command) == 0
     output = capsys.readouterr().out
     assert output.count("stored before") == 2 and "test accuracy" not in output
