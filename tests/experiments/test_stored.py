@@ -133,6 +133,7 @@ def test_two_writers_wait_for_each_other(tmp_path):
 WRITER = """
 import sys
 from normcore.experiments import stored
+print("ready", flush=True)
 for seed in range(15):
     stored.add_run(sys.argv[1], {}, arm=sys.argv[2], seed=seed, records={"loss": [seed]})
 """
@@ -141,13 +142,14 @@ for seed in range(15):
 @pytest.mark.slow
 def test_two_commands_lose_no_run(tmp_path):
     path = tmp_path / "runs.json"
-    writers = [launch.begin(["-c", WRITER, path, arm]) for arm in ("a", "b")]
+    writer = launch.begin(["-c", WRITER, path, "a"])
     try:
-        for writer in writers:
-            assert writer.wait(timeout=launch.PATIENCE) == 0
+        assert writer.stdout.readline() == "ready\n"
+        for seed in range(15):
+            stored.add_run(path, {}, arm="b", seed=seed, records={"loss": [seed]})
+        assert writer.wait(timeout=launch.PATIENCE) == 0
     finally:
-        for writer in writers:
-            launch.end(writer)
+        launch.end(writer)
     found = stored.load(path)
     assert found.seeds("a") == found.seeds("b") == list(range(15))
 
