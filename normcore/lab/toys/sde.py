@@ -221,9 +221,9 @@ def simulate_sde(
         ValueError: an argument breaks its condition, or the loss is not scale-invariant at the start.
 
     Example:
-        >>> run = simulate_sde(torch.ones(1, 3).double(), None, 1.0, lr=0.1, weight_decay=0.1, steps=2000, every=500)
-        >>> run.gamma[:, 0].round(3).tolist()  # Tr(Sigma)/(2 lambda_e) = 2/(2 * 0.01)
-        [900.0, 100.0, 100.0, 100.0, 100.0]
+        >>> run = simulate_sde(torch.ones(1, 3).double(), None, 1.0, lr=0.1, weight_decay=1.0, steps=200, every=50)
+        >>> run.gamma[:, 0].round(3).tolist()  # Tr(Sigma)/(2 lambda_e) = 2/(2 * 0.1)
+        [900.0, 10.0, 10.0, 10.0, 10.0]
 
     Source: Li, Lyu & Arora (2020), arXiv 2010.02916; integrated by torchsde, Li et al. (2020), arXiv 2001.01328.
 
