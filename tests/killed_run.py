@@ -19,7 +19,7 @@ import normcore as nc
 from normcore.lab import load_dataset, train, trainable, weight_norm
 from normcore.lab.training.probes import SWA, Angle
 
-STEPS, KILLS, SPAN = 1500, 20, 70
+STEPS, KILLS, SPAN = 600, 20, 29
 MOMENT = 0.02
 """Seconds: a few steps, or a save."""
 DATA = load_dataset("digits").subset(200, 100)

@@ -1,12 +1,15 @@
 """Scripts in processes of their own, which run the code under test and are gone afterwards, whatever happens."""
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 import normcore
 
@@ -60,6 +63,21 @@ def torchrun(path, folder):
     run([*launcher, path, folder], CUDA_VISIBLE_DEVICES="")
 
 
+ON_TWO = ("digits_on_two", *(("two_processes", "sharded_runs") if torch.__version__ >= (2, 6) else ()))
+"""The scripts of this folder that run on two processes; the later ones need what torch has made public in 2.6."""
+
+
+def of_two_processes(tmp_path_factory, name):
+    """The folder of results of one of them; a single launch runs all, one after the other, in the same two processes."""
+
+    def fill(folder):
+        for one in ON_TWO:
+            (folder / one).mkdir()
+        torchrun(__file__, folder)
+
+    return once(tmp_path_factory, "two_processes", fill) / name
+
+
 def once(tmp_path_factory, name, fill):
     """The folder that fill(folder) has filled, in this worker or in another."""
     base = tmp_path_factory.getbasetemp()
@@ -79,3 +97,8 @@ def once(tmp_path_factory, name, fill):
         raise
     (folder / "filled").touch()
     return folder
+
+
+if __name__ == "__main__":
+    for one in ON_TWO:
+        importlib.import_module(one).main(Path(sys.argv[1], one))

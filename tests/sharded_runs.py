@@ -1,6 +1,6 @@
 """NormMonitor and the lab's probes on one process and on two, under FSDP2.
 
-Imported by test_sharded for the runs of a single process, and started by it, once, under torchrun for the
+Imported by test_sharded for the runs of a single process, and started by `launch`, once, under torchrun for the
 runs of two. Usage: sharded_runs.py FOLDER; each process leaves a file of results there.
 """
 
@@ -161,7 +161,8 @@ def averaged():
 def main(folder):
     """All runs of two processes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if not dist.is_initialized():  # by a script before this one
+        dist.init_process_group("gloo")
     readings.WAITING = WAITING  # readings are also worked up between two logs
     results = {(name, "fsdp"): run(name, "fsdp") for name in MAKERS}
     results |= {("momentum", engine): run("momentum", engine) for engine in LAYOUTS if engine != "fsdp"}
@@ -169,7 +170,6 @@ def main(folder):
     results["others"] = others()
     results["half"], results["gradient"], results["swa"] = half_precision(), unlike_gradient(), averaged()
     torch.save(results, folder / f"{rank()}.pt")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 import functools
 import math
-from pathlib import Path
 
 import pytest
 import sharded_runs as runs
 import torch
-from launch import once, torchrun
+from launch import of_two_processes
 from torch import nn
 
 from normcore.sharded import Totals, is_sharded, part_of_gradient, parts, reshard, whole
@@ -18,8 +17,7 @@ CASES = [(name, "fsdp") for name in runs.MAKERS] + [("momentum", engine) for eng
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The results of each process."""
-    script = Path(__file__).with_name("sharded_runs.py")
-    folder = once(tmp_path_factory, "sharded", lambda folder: torchrun(script, folder))
+    folder = of_two_processes(tmp_path_factory, "sharded_runs")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,7 +1,7 @@
 """ExpLR on one process and on two, under DDP and under FSDP2; plain torch around it.
 
-Imported by test_exp_lr_distributed for the runs of a single process, and started by it, once, under torchrun
-for the runs of two. Usage: two_processes.py FOLDER; each process leaves a file of results there.
+Imported by test_optimizer_distributed for the runs of a single process, and started by `launch`, once, under
+torchrun for the runs of two. Usage: two_processes.py FOLDER; each process leaves a file of results there.
 """
 
 import io
@@ -22,7 +22,7 @@ from torch.optim import SGD, AdamW
 
 import normcore as nc
 
-STEPS, CONTROL = 40, 12
+STEPS, CONTROL = 24, 12
 PROBE = next(batches(1, seed=99))[0]
 HARD = dict(lr=0.1, weight_decay=1e-2, momentum=0.9)
 
@@ -288,7 +288,8 @@ def sync_batch_norm():
 def main(folder):
     """All runs of two processes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if not dist.is_initialized():  # by a script before this one
+        dist.init_process_group("gloo")
     results = {}
     for engine in ("ddp", "fsdp"):
         for name in CASES:
@@ -303,7 +304,6 @@ def main(folder):
     results["bare fused"] = attempt(run, "fused", "fsdp", convert=False)
     results["sync"] = attempt(sync_batch_norm)
     torch.save(results, folder / f"{rank()}.pt")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

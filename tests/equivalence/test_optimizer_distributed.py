@@ -5,20 +5,18 @@ half-batch, and its reference in a single process sees the halves one by one.
 """
 
 import functools
-from pathlib import Path
 
 import pytest
 import torch
 import two_processes as two
 from helpers import TRAJECTORY, VISIBLE
-from launch import once, torchrun
+from launch import of_two_processes
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the two processes left their results and checkpoints."""
-    script = Path(__file__).parents[1] / "two_processes.py"
-    return once(tmp_path_factory, "exp_lr_distributed", lambda folder: torchrun(script, folder))
+    return of_two_processes(tmp_path_factory, "two_processes")
 
 
 @pytest.fixture(scope="module")

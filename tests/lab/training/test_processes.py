@@ -1,112 +1,27 @@
 """The same script on one process and, under torchrun, on two."""
 
-import runpy
-import sys
-
+import digits_on_two
 import pytest
 import torch
 from helpers import TRAJECTORY, VISIBLE
-from launch import once, torchrun
+from launch import of_two_processes
 
 from normcore.lab.training.processes import Part, from_main, is_main, mean_over_ranks, shard, start, wrap
 
-SCRIPT = '''
-"""Digits on as many processes as there are. Usage: script.py FOLDER."""
 
-import sys
-from pathlib import Path
-
-import torch
-
-import normcore as nc
-from normcore.lab import SWA, Angle, accuracy_on, direction, load_dataset, logits, loss_on, mlp, train, trainable, weight_norm
-from normcore.lab.training.processes import from_main, is_main, mean_over_ranks, shard, start, wrap
-
-FOLDER, STEPS = Path(sys.argv[1]), 40
-torch.set_num_threads(1)
-device = start()
-data = load_dataset("digits", dtype=torch.float64, device="cpu")
-x, y = data.x_test[:50], data.y_test[:50]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Where two processes left their results and checkpoints."""
+    return of_two_processes(tmp_path_factory, "digits_on_two")
 
 
-def make(seed=0):
-    net = wrap(mlp((64, 32, 32, 10), eps=1e-2, seed=seed, dtype=torch.float64), "cpu")
-    groups = [{"params": trainable(net), "scale_invariant": True}]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-2)
-    return net, optimizer, nc.ExpLR(optimizer, net)
-
-
-def end(net, history):
-    return {
-        "direction": direction(net),
-        "logits": logits(net, x),
-        "loss": torch.from_numpy(history.loss),
-        "diverged_at": history.diverged_at,
-        **{name: torch.from_numpy(values) for name, values in history.records.items()},
-    }
-
-
-def probes():
-    return {"norm": weight_norm, "angle": Angle(), "swa": SWA(x, y), "accuracy": accuracy_on(x, y), "test": loss_on(x, y)}
-
-
-batches = shard(data.batches(STEPS, 32, crop=1))
-net, optimizer, exp_lr = make()
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-results = {"whole": end(net, train(net, optimizer, batches, scheduler=scheduler, exp_lr=exp_lr, probes=probes(), every=8))}
-
-for steps, seed in ((17, 0), (STEPS, 0)):  # a run that ends early, and goes on in its folder
-    net, optimizer, exp_lr = make(seed)
-    saved = {"exp_lr": exp_lr, "checkpoint": FOLDER / "run", "checkpoint_every": 5}
-    history = train(net, optimizer, batches[:steps], **saved)
-results["resumed"] = end(net, history)
-net, optimizer, exp_lr = make()
-results["constant"] = end(net, train(net, optimizer, batches))
-
-net, optimizer, _ = make(seed=1 if is_main() else 2)  # the first process has the say
-results["seeds"] = end(net, train(net, optimizer, batches[:10]))
-
-bad = [(a.clone(), b) for a, b in data.batches(10, 32)]
-bad[7][0][-1] = torch.inf  # in the part of the last process
-net, optimizer, _ = make()
-results["bad"] = end(net, train(net, optimizer, shard(bad)))
-
-rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-mine = torch.tensor([float(rank), 1.0])
-results["calls"] = {"main": is_main(), "mean": mean_over_ranks(mine), "mine": mine, "from_main": from_main({"rank": rank})}
-try:
-    results["uneven"] = tuple(shard(data.batches(1, 33))[0][0].shape)
-except ValueError as error:
-    results["uneven"] = str(error)
-torch.save(results, FOLDER / f"{rank}.pt")
-'''
-
-
-def fill(folder):
-    """Run the script on two processes, and in this one."""
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    for name in ("one", "two"):
-        (folder / name).mkdir()
-    torchrun(script, folder / "two")
-    arguments, sys.argv = sys.argv, [str(script), str(folder / "one")]
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv = arguments
+@pytest.fixture(scope="module")
+def runs(two, tmp_path_factory):
+    """The results of this process alone, and those of each of two."""
+    alone = tmp_path_factory.mktemp("alone")
+    digits_on_two.main(alone)
     assert not torch.distributed.is_initialized()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the runs left their results and checkpoints."""
-    return once(tmp_path_factory, "lab_distributed", fill)
-
-
-@pytest.fixture(scope="module")
-def runs(folder):
-    """The results of a single process, and those of each of two."""
-    return [torch.load(folder / path, weights_only=True) for path in ("one/0.pt", "two/0.pt", "two/1.pt")]
+    return [torch.load(path, weights_only=True) for path in (alone / "0.pt", two / "0.pt", two / "1.pt")]
 
 
 @pytest.mark.slow
@@ -131,8 +46,8 @@ def test_both_processes_see_the_same_bits(runs):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_resumes_to_the_same_bits(runs, folder):
-    assert [path.name for path in (folder / "two" / "run").iterdir()] == ["run.pt"]  # by the first process
+def test_a_run_of_two_processes_resumes_to_the_same_bits(runs, two):
+    assert [path.name for path in (two / "run").iterdir()] == ["run.pt"]  # by the first process
     for run in runs:
         for key in ("direction", "logits", "loss"):
             assert torch.equal(run["resumed"][key], run["constant"][key])

@@ -52,7 +52,7 @@ def test_twenty_kills_and_two_runs_in_one_folder_change_no_bit(tmp_path):
     assert int(deaths) == 20
     names = ("whole", "killed", "first of two", "second of two")
     whole, *others = (torch.load(tmp_path / f"{name}.pt") for name in names)
-    assert len(whole["loss"]) == 1500 and torch.isfinite(whole["loss"]).all()
+    assert len(whole["loss"]) == 600 and torch.isfinite(whole["loss"]).all()
     for other in others:
         for name, value in whole.items():
             assert torch.equal(torch.nan_to_num(other[name]), torch.nan_to_num(value)), name
