@@ -262,7 +262,7 @@ LAB = {
             [None, 3, [None, None], [[3], [3]]],
             [[[IMAGES]], [[IMAGES], [IMAGES] * 2], [[(X, Y)]] * 2],
         ),
-        **STEPS,
+        "lr": STEPS["lr"],
     },
     lab.softmax_loss: {
         "output": (torch.zeros(2, 8, 3), "tensor", [], [torch.zeros(8, 3)]),
