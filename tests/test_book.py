@@ -172,12 +172,13 @@ COMMANDS = [module.RUNS for module in (exponential_lr, intrinsic_lr, catapult)]
 
 
 def test_every_data_file_is_that_of_a_command():
-    expected = {runs.file(size).name for runs in COMMANDS for size in ("paper", "small")}
+    expected = {runs.file(size).name for runs in COMMANDS for size in runs.settings if size != "tiny"}
     assert {path.name for path in (ROOT / "book" / "data").iterdir()} <= expected
 
 
-@pytest.mark.parametrize("size", ["paper", "small"])
-@pytest.mark.parametrize("runs", COMMANDS, ids=lambda runs: runs.name)
+@pytest.mark.parametrize(
+    ("runs", "size"), [(runs, size) for runs in COMMANDS for size in runs.settings if size != "tiny"]
+)
 def test_stored_runs_have_the_settings_of_their_command_and_a_provenance(runs, size):
     found = stored.load(ROOT / runs.file(size))
     if found is None:

@@ -83,6 +83,19 @@ def test_lazy_and_catapult(digits):
     assert kept["1"] > 0.8 and kept["4"] < 0.5
 
 
+def test_flights_take_as_many_steps_at_every_rate_and_save_nothing_on_the_way(digits, tmp_path):
+    few = runs.Flights(**runs.FLOWN | {"channels": (8, 16)}, time=12.0, curvature_images=30, readings=3)
+    for c in (2.5, 8):
+        records, _ = runs.train_arm(f"zero {c}", 0, few, digits.subset(30), folder=tmp_path, progress=False)
+        assert records["step"].tolist() == [0, 4, 8, 12] and len(records["early_loss"]) == 12
+        assert np.isfinite(records["curvature"]).tolist() == [False, True, True, True]
+    assert not list(tmp_path.iterdir())
+    first = records["early_loss"][0]
+    assert first == pytest.approx(
+        0.5, rel=1e-5
+    )  # full batch, from output zero: half of one-hot labels' square
+
+
 def test_a_run_that_overflows_is_recorded(digits, monkeypatch):
     monkeypatch.setattr(runs, "RATES", (*runs.RATES, 1e4))
     monkeypatch.setattr(runs, "ARMS", (*runs.ARMS, "wrn 1e4"))
