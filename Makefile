@@ -21,7 +21,7 @@ SOURCE := _build/src
 RENDER  = cd $(SOURCE) && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
 NBVAL   = --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \
           --nbval-kernel-startup-timeout=600 --nbval-cell-timeout=$${NORMCORE_CELL_TIMEOUT:-2000000}
-LONGEST = $(wildcard book/08_*.ipynb book/16_*.ipynb)
+LONGEST = $(wildcard book/08_*.ipynb book/19_*.ipynb book/17_*.ipynb)
 CHAPTERS = $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard book/*.ipynb)))
 
 book: $(READY)  ## Execute every chapter (profile NORMCORE_PROFILE, default ci), render the book, print the scoreboard

@@ -33,7 +33,7 @@ GREW = {
     "checks: one vocabulary of errors for all rooms": 75,
     "doctor: diagnose, Diagnosis, and its command; reciprocal shares, batches as mappings": 690,
     "bad input: every argument of every public function is looked at, and states of strangers": 415,
-    "lab.transformer, the second net of chapter 18": 85,
+    "lab.transformer, the second net of chapter 20": 85,
     "lab.measure: laws and mean_and_error: the law distance and the judge of chapter 13, tested, out of its cells": 250,
     "lab.run_side_by_side: chapter 8 trains three seeds as one net, in half the time": 128,
     "experiments, the ResNet-9-like net on photographs in bfloat16, with the arms of Figs 2, 4, 5 and 6": 59,

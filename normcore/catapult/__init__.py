@@ -1,4 +1,4 @@
-"""The catapult in models that can be solved (chapters 14 to 17): exact updates, phases and their edges, at any width.
+"""The catapult in models that can be solved (chapters 15 to 19): exact updates, phases and their edges, at any width.
 
 `simulate` follows the warm-up model of one sample, `simulate_full` that of many inputs and samples.
 """

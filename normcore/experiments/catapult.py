@@ -1,4 +1,4 @@
-"""The runs of Lewkowycz et al. (2020) on photographs, which chapters 16 and 17 draw.
+"""The runs of Lewkowycz et al. (2020) on photographs, which chapters 17 and 19 draw.
 
 An arm is a net and a learning rate c in units of one over the initial curvature. "cnn" has two convolutions; "wrn"
 is a Wide ResNet without norms; "zero" and "wrn-zero" are they minus their first function, so that they start at output
