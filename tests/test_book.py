@@ -49,6 +49,16 @@ def test_a_chapter_is_read_at_one_sitting(path):
     assert words <= 2_600 and len(cells) <= 50
 
 
+def test_nothing_is_told_twice():
+    told = {}
+    for path in PATHS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for part in cell.source.split("\n\n") if cell.cell_type == "markdown" else ():
+                if len(part) > 80 or part.startswith("## ") and path.stem == told.get(part):
+                    assert part not in told, f"{path.stem}, and {told[part]}: {part[:60]}"
+                told[part] = path.stem
+
+
 def test_all_chapters_share_one_set_up_cell():
     cells = {
         next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
