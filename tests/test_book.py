@@ -54,7 +54,7 @@ def test_nothing_is_told_twice():
     for path in PATHS:
         for cell in nbformat.read(path, as_version=4).cells:
             for part in cell.source.split("\n\n") if cell.cell_type == "markdown" else ():
-                if len(part) > 80 or part.startswith("## ") and path.stem == told.get(part):
+                if len(part) > 80 or (part.startswith("## ") and path.stem == told.get(part)):
                     assert part not in told, f"{path.stem}, and {told[part]}: {part[:60]}"
                 told[part] = path.stem
 

@@ -89,7 +89,8 @@ def train(
             One with `state_dict` and `load_state_dict` is saved too.
         every: steps between readings, >= 1.
         autocast: the dtype of mixed precision, torch.bfloat16 say; the weights keep theirs.
-        channels_last: the memory format in which convolutions on GPUs are fastest.
+        channels_last: the memory format in which convolutions on GPUs are fastest. Refused on a processor where it is not
+            safe: for convolutions of width 1 with a stride that read fewer than 8 channels.
         compile: True, or a mode of `torch.compile`; "reduce-overhead" replays CUDA graphs.
         checkpoint: folder for this run alone.
         checkpoint_every: steps between saves, >= 1; the end is always saved.
@@ -204,6 +205,12 @@ def _forward(model: nn.Module, channels_last: bool, compile: bool | str) -> Call
             raise ValueError(f"compile must be a bool or torch's mode, got {compile!r}: {error}") from error
     if not channels_last:
         return forward
+    for name, conv in model.named_modules():
+        strided = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+        # oneDNN's backward pass writes outside its memory then (torch 2.14, processors with AVX2)
+        if strided and conv.in_channels < 8 and conv.weight.device.type == "cpu":
+            need = "False on a processor where a 1x1 convolution with a stride reads fewer than 8 channels"
+            raise ValueError(f"channels_last must be {need}, got True with {name}")
     model.to(memory_format=torch.channels_last)
     return lambda x: forward(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
 

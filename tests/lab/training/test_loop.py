@@ -12,7 +12,17 @@ from oracles_lab import sgd_losses
 from torch.nn.functional import cross_entropy
 
 import normcore as nc
-from normcore.lab import cnn, direction, load_dataset, logits_on, mlp, train, trainable, weight_norm
+from normcore.lab import (
+    cnn,
+    direction,
+    load_dataset,
+    logits_on,
+    mlp,
+    preresnet,
+    train,
+    trainable,
+    weight_norm,
+)
 from normcore.lab.training import probes as probes_module
 
 DATA = load_dataset("digits", dtype=torch.float64)
@@ -169,6 +179,14 @@ def test_channels_last_is_the_same_run_in_another_order_of_memory():
     assert last[3].weight.is_contiguous(memory_format=torch.channels_last)
     assert not plain[3].weight.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-10)
+
+
+def test_channels_last_is_refused_where_torch_would_write_outside_its_memory():
+    batches = load_dataset("digits").batches(3, 16)
+    narrow, wide = preresnet(8, width=4), preresnet(8, width=8)
+    with pytest.raises(ValueError, match="channels_last must be False .* 1x1 convolution .*fewer than 8"):
+        train(narrow, sgd(narrow), batches, channels_last=True)
+    assert np.isfinite(train(wide, sgd(wide), batches, channels_last=True).loss).all()
 
 
 def test_compile_is_asked_for_with_its_mode(monkeypatch):
