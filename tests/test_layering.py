@@ -37,6 +37,7 @@ GREW = {
     "lab.measure: laws and mean_and_error: the law distance and the judge of chapter 13, tested, out of its cells": 250,
     "lab.run_side_by_side: chapter 8 trains three seeds as one net, in half the time": 128,
     "experiments, the ResNet-9-like net on photographs in bfloat16, with the arms of Figs 2, 4, 5 and 6": 59,
+    "experiments, flights on thirty digits: convolutional and residual nets up to c = 32, for chapter 17": 26,
     "bookkit.draw: the drawings of Part I and of the front page": 275,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 439,
 }

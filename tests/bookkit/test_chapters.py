@@ -56,7 +56,8 @@ def test_an_error_names_chapter_and_cell_and_the_page_shows_how_far_it_came(exec
 
 def test_a_kernel_that_dies_fails_its_chapter_alone(executed):
     _, printed = executed
-    assert "FAILED  04_dead" in printed and "04_dead  cell 2: DeadKernelError" in printed
+    # the death may outrun the word that its cell, the second, has begun
+    assert "FAILED  04_dead" in printed and re.search("04_dead  cell [12]: DeadKernelError", printed)
 
 
 def test_some_chapters_can_be_named(executed):
