@@ -59,6 +59,13 @@ def test_nothing_is_told_twice():
                 told[part] = path.stem
 
 
+def test_the_stored_titles_of_pages_carry_number_and_title_of_the_chapter():
+    stored = (ROOT / "tests" / "page_titles.txt").read_text()
+    for path in PATHS:
+        heading = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        assert f"book/{path.stem}: {int(path.stem[:2])}. {heading} — normcore\n" in stored
+
+
 def test_all_chapters_share_one_set_up_cell():
     cells = {
         next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
