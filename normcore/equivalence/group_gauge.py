@@ -166,9 +166,8 @@ class GroupGauge:
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
         momentum = 0.0 if rule.decoupled else float(group.get("momentum", 0.0))
         sound = 0.0 <= lr < math.inf and math.isfinite(weight_decay) and 0.0 <= momentum < 1.0
-        if not (
-            sound and lr * weight_decay < 1.0
-        ):  # then said in full, which takes longer than the rest of the plan
+        if not (sound and lr * weight_decay < 1.0):
+            # said in full, which takes longer than the rest of the plan
             columns(1, lr=lr, weight_decay=weight_decay, momentum=momentum)
         dampening = 0.0 if rule.decoupled else self._dampening(momentum)
         if rule.nesterov and lr * weight_decay * (1 + momentum) >= 1:

@@ -89,7 +89,8 @@ class ExpLR:
         rebase: bool = True,
         rule: str | None = None,
     ) -> None:
-        require_module(nn.Module() if model is None else model)
+        if model is not None:
+            require_module(model)
         require_flags(rebase=rebase)
         self.optimizer, self.model, self.rebase = unwrapped(optimizer), model, rebase
         self.rule: UpdateRule | None = None if rule is None else look_up(rule)
@@ -276,7 +277,12 @@ class ExpLR:
                     p.grad.mul_(unit)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay; gives it as it was."""
+        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay.
+
+        Returns:
+            The total norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
+
+        """
         require("max_norm", max_norm, ">= 0", numbers("max_norm", max_norm) >= 0)
         require("norm_type", norm_type, "> 0", numbers("norm_type", norm_type) > 0)
         with self.ordinary_gradients():

@@ -3,7 +3,7 @@
 An arm is a net and a learning rate c in units of one over the initial curvature. "cnn" has two convolutions; "wrn"
 is a Wide ResNet without norms; "zero" and "wrn-zero" are they minus their first function, so that they start at output
 zero. All run for the same physical time c times steps, but those of size "digits", sixty full batches of thirty
-digits each: python -m normcore.experiments catapult --size digits --seeds 0 1 2 3 4 5 6 7 8 9
+digits each: python -m normcore.experiments catapult --size digits --seeds 0 1 2 3 4 5 6 7
 """
 
 import copy
