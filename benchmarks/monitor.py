@@ -62,8 +62,8 @@ def measure(name: str, repeats: int) -> None:
         step()
 
     def hooks() -> None:
-        monitor._before(optimizer, (), {})
-        monitor._after(optimizer, (), {})
+        monitor._hooks._before(optimizer, (), {})
+        monitor._hooks._after(optimizer, (), {})
 
     pairs, alone, logs = [], [], []
     for turn in range(repeats):

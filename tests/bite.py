@@ -332,9 +332,9 @@ FAULTS = [
     ),
     (
         "a step counts for each of its hooks",
-        "norm_dynamics/monitor.py",
-        "if self._running is not None and self._within(caller):",
-        "if False:",
+        "equivalence/step_hooks.py",
+        "if self.depth == 0:",
+        "if True:",
         "norm_dynamics/test_monitor.py",
     ),
     (

@@ -43,6 +43,7 @@ class StepHooks:
 
         @functools.wraps(getattr(step, "__func__", step))
         def guarded(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            self.depth = 0
             try:
                 return step(*args, **kwargs)
             except BaseException:

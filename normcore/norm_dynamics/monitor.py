@@ -1,8 +1,6 @@
 """Follow norms, effective learning rates, angles and the distance to equilibrium of any torch optimizer."""
 
 import math
-import sys
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch.optim import Optimizer
 from normcore.checks import checked_count, require_type, understood
 from normcore.equivalence.gauge import unwrapped
 from normcore.equivalence.optimizer import ExpLR
+from normcore.equivalence.step_hooks import StepHooks
 from normcore.norm_dynamics.rates import rates_of
 from normcore.norm_dynamics.readings import COLUMNS, Raw, Readings, columns_of
 from normcore.sharded import Totals, is_sharded, part_of_gradient, parts, reshard
@@ -86,16 +85,13 @@ class NormMonitor:
         require_type("exp_lr", exp_lr, ExpLR | None, "an ExpLR or None")
         if exp_lr is not None and exp_lr.optimizer is not optimizer:
             raise ValueError("exp_lr must be attached to the same optimizer, got one of another")
-        self.optimizer, self.model, self.exp_lr = optimizer, model, exp_lr
+        self.optimizer, self.model = optimizer, model
+        self._gauges = {} if exp_lr is None else exp_lr.gauges
         self.every, self.horizon = checked_count("every", every), checked_count("horizon", horizon)
         self.steps = 0
         self.last: dict[str, float] = {}
-        self._running: FrameType | None = None
         self._lay_out()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
-        ]
+        self._hooks = StepHooks(optimizer, self._before, self._after, self._forget, nested=True)
 
     def _lay_out(self) -> None:
         groups = self.optimizer.param_groups
@@ -104,63 +100,45 @@ class NormMonitor:
         self._zero = torch.zeros((), device=self._params[0].device if self._params else "cpu")
         self._half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
         self._spread = len({p.device for p in self._params}) > 1
-        self._sharded = any(is_sharded(p) for p in self._params)
-        if self._sharded and self.model is not None:
+        sharded = any(is_sharded(p) for p in self._params)
+        if sharded and self.model is not None:
             reshard(self.model)  # whole weights, registered after a forward pass, are not the optimizer's
         self._known = {} if self.model is None else {p: name for name, p in self.model.named_parameters()}
-        total = Totals(self._params) if self._sharded else None
+        total = Totals(self._params) if sharded else None
         sizes = [len(group["params"]) for group in groups]
         self._readings = Readings(sizes, self.horizon, self._zero.device, total)
 
-    def _weights(self) -> list[Tensor]:
-        """The optimizer's tensors; of sharded ones, what this process holds."""
-        return parts(self._params) if self._sharded else self._params
+    def _forget(self) -> None:
+        """A step begins, or has raised."""
+        self._due = False
 
-    def _within(self, caller: FrameType | None) -> bool:
-        """Whether the step that was entered last is still running, around the caller.
-
-        The stack says it: to count hooks would not, since a step that raises has no second one.
-        """
-        frame = caller and caller.f_back
-        while frame is not None and frame is not self._running:
-            frame = frame.f_back
-        return frame is not None
-
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self) -> None:
         """Keep the weights and read their norms, and the gradients': a step may change both."""
-        caller = sys._getframe(1)
-        if self._running is not None and self._within(caller):
+        if self._due or self.steps % self.every:  # due already: a closure is called once more
             return
-        self._running, self._due = caller, self.steps % self.every == 0
-        if not self._due:
-            return
-        if [len(group["params"]) for group in optimizer.param_groups] != self._readings.sizes:
+        self._due = True
+        if [len(group["params"]) for group in self.optimizer.param_groups] != self._readings.sizes:
             self._lay_out()
         with torch.no_grad():
-            weights = self._weights()
+            weights = parts(self._params)
             if self._previous is None:
                 self._previous = [torch.empty_like(p) for p in weights]
             if weights:
                 torch._foreach_copy_(self._previous, weights)
             self._scales_before = self._scales()
             self._norms_before = self._norms(weights)
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            self._grad_norms = None if closure is not None else self._read_gradients()
-            scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
+            self._grad_norms = self._read_gradients()
+            scale = getattr(self.optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
             self._grad_scale = self._zero + 1.0 if scale is None else scale.to(self._zero.device).reshape(())
 
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._running is None or self._within(sys._getframe(1)):
-            return
-        self._running = None
+    def _after(self) -> None:
         self.steps += 1
-        if not self._due or self._previous is None:
-            return
-        with torch.no_grad():
-            self._readings.add(self._reading(optimizer))
+        if self._due and self._previous is not None:
+            with torch.no_grad():
+                self._readings.add(self._reading(self._previous))
 
-    def _reading(self, optimizer: Optimizer) -> Raw:
-        scales, weights, previous = self._scales(), self._weights(), self._previous or []
+    def _reading(self, previous: list[Tensor]) -> Raw:
+        scales, weights = self._scales(), parts(self._params)
         pairs = tuple(zip(self._scales_before, scales, strict=True))
         if scales != self._scales_before:
             sizes = self._readings.sizes
@@ -168,10 +146,10 @@ class NormMonitor:
             torch._foreach_mul_(previous, factors)
         if weights:
             torch._foreach_sub_(previous, weights)
-        skipped = getattr(optimizer, "found_inf", None)
+        skipped = getattr(self.optimizer, "found_inf", None)
         norms = [
             *self._norms_before,
-            *(self._read_gradients() if self._grad_norms is None else self._grad_norms),
+            *self._grad_norms,
             *self._norms(weights),
             *self._norms(previous),
             self._grad_scale,
@@ -179,12 +157,12 @@ class NormMonitor:
         ]
         if self._spread:
             norms = [n.to(self._zero.device) for n in norms]
-        rates = tuple(rates_of(optimizer, group) for group in optimizer.param_groups)
+        rates = tuple(rates_of(self.optimizer, group) for group in self.optimizer.param_groups)
         return Raw(torch.stack(norms), rates, pairs)
 
     def _scales(self) -> list[float]:
         """x of each group: the ordinary weights are x times those in the optimizer."""
-        gauges = {} if self.exp_lr is None else self.exp_lr.gauges
+        gauges = self._gauges
         return [gauges[i].x if i in gauges else 1.0 for i in range(len(self.optimizer.param_groups))]
 
     def _norms(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -195,16 +173,15 @@ class NormMonitor:
 
     def _read_gradients(self) -> list[Tensor]:
         """The norm of each gradient, 0 where there is none."""
-        grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
+        grads = [part_of_gradient(p) for p in self._params]
         dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
         found, each = iter(self._norms(dense)), zip(grads, self._factors(), strict=True)
         return [self._zero if g is None else next(found) * factor for g, factor in each]
 
     def _factors(self) -> list[float]:
         """What brings each gradient to the scale of the weights before the step, as ExpLR's optimizer has it."""
-        gauges = {} if self.exp_lr is None else self.exp_lr.gauges
         return [
-            self._scales_before[i] if i in gauges and gauges[i].is_ordinary(p) else 1.0
+            self._scales_before[i] if i in self._gauges and self._gauges[i].is_ordinary(p) else 1.0
             for i, group in enumerate(self.optimizer.param_groups)
             for p in group["params"]
         ]
@@ -266,6 +243,5 @@ class NormMonitor:
 
     def close(self) -> None:
         """Remove the hooks; what has been read can still be logged."""
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.remove()
         self._previous = None
