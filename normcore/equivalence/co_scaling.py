@@ -7,14 +7,12 @@ binary floats, each layer is co-scaled by what its own input shows, and the outp
 
 import functools
 import math
-import random
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Set
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -34,27 +32,23 @@ HIDES = 1e-3
 """A trainable tensor smaller than this (a fresh bias, a gain of 0) hides what it does, and gets other values for the
 trial: such as it will have later."""
 
-
 CO_SCALED: weakref.WeakValueDictionary[int, "CoScaling"] = weakref.WeakValueDictionary()
 """id of a norm layer -> who sets its eps, as long as that lives."""
 
 
 class Watch:
-    """A hook that stays behind when its module is copied or pickled."""
+    """A hook that stays behind when its module is copied or pickled: what is left of it in the copy does nothing."""
 
-    def __init__(self, call: Callable[..., None]) -> None:
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
         self.call = call
 
     def __call__(self, *arguments: Any) -> None:
         """Pass on."""
-        self.call(*arguments)
+        if self.call is not None:
+            self.call(*arguments)
 
     def __reduce__(self) -> Any:
-        return Watch, (_nothing,)
-
-
-def _nothing(*arguments: Any) -> None:
-    """What is left of a hook in a copy."""
+        return Watch, ()
 
 
 def warn_if_not_invariant(
@@ -210,7 +204,7 @@ class CoScaling:
     ) -> Run:
         """One run; if the index of a group is given, with its weights halved, or drawn anew."""
         run, layers = Run(base), {layer.module: layer for layer in self.layers}
-        with untouched(root), _draws_given_back(root), torch.no_grad(), ExitStack() as hooks:
+        with untouched(root), torch.no_grad(), ExitStack() as hooks:
             for name, module in root.named_modules():
                 after = functools.partial(run.after, name, layers.get(module))
                 hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
@@ -305,17 +299,3 @@ def _redraw(tensor: Tensor, seed: int) -> None:
     for part in parts([tensor]):
         generator = torch.Generator().manual_seed(seed)
         part.copy_(0.5 * torch.randn(part.shape, generator=generator))
-
-
-@contextmanager
-def _draws_given_back(model: nn.Module) -> Iterator[None]:
-    """Afterwards the generators of Python, numpy and the model are as before; `untouched` minds torch's."""
-    own = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Generator)]
-    states = random.getstate(), np.random.get_state(), [generator.get_state() for generator in own]
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for generator, state in zip(own, states[2], strict=True):
-            generator.set_state(state)

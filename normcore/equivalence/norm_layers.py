@@ -23,7 +23,6 @@ STATISTICS = {"running_mean": 1, "running_var": 2}
 ORDINARY = "_ordinary_eps"
 """Where a co-scaled layer keeps the eps it was made with, so that a copy of the model knows it too."""
 
-
 INTEGER = 1e-4
 """How far a measured degree may lie from an integer; only a mixture of scaled and unscaled parts moves it."""
 

@@ -1,11 +1,13 @@
 """Evaluate a model at other weights and on autograd's tape, and leave it exactly as it was."""
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,16 +27,22 @@ FEW = 64
 
 @contextmanager
 def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
-    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random state
-    are as before. `train` puts every module into that mode; None leaves the modes.
+    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random state,
+    Python's and numpy's too, are as before. `train` puts every module into that mode; None leaves the modes.
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [t.detach().clone() for t in tensors]
     grads = [(p, p.grad) for p in model.parameters()]
+    own = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Generator)]
+    states = random.getstate(), np.random.get_state(), [generator.get_state() for generator in own]
     with _state_kept(model, train):
         try:
             yield
         finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            for generator, state in zip(own, states[2], strict=True):
+                generator.set_state(state)
             with torch.no_grad():
                 for tensor, value in zip(tensors, values, strict=True):
                     tensor.copy_(value)
