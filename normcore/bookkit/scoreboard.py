@@ -38,7 +38,7 @@ class Row:
         Where some held and others did not, or could not be resolved, the claim held with a restriction, which says
         where.
         """
-        found = {_plain(record) for _, record in self._judged()}
+        found = {verdict for verdict, _ in self._judged()}
         if found & {HELD, RESTRICTED}:
             return HELD if found == {HELD} else RESTRICTED
         return NOT_HELD if NOT_HELD in found else UNRESOLVED if found else NOT_TESTED
@@ -47,19 +47,15 @@ class Row:
     def restrictions(self) -> list[str]:
         """What a row's verdict leaves out, in words, each once."""
         notes = []
-        for _, record in self._judged():
-            verdict = _plain(record)
+        for verdict, record in self._judged():
             lead = f"{verdict}: " if verdict in (NOT_HELD, UNRESOLVED) else ""
             notes += [lead + (record.note or record.id)] if verdict != HELD else []
         return list(dict.fromkeys(notes))
 
     def _judged(self) -> list[tuple[str, Record]]:
-        return self.of_kind("extension" if self.id.startswith("X") else "paper")
-
-
-def _plain(record: Record) -> str:
-    """The verdict without the mark of a machine that disagrees with the book."""
-    return record.verdict.removesuffix(UNEXPECTED)
+        """The checks that count, each behind its verdict without the mark of a machine that disagrees with the book."""
+        checks = self.of_kind("extension" if self.id.startswith("X") else "paper")
+        return [(record.verdict.removesuffix(UNEXPECTED), record) for _, record in checks]
 
 
 def load_scoreboard(root: Path) -> dict[str, list[Row]]:

@@ -155,18 +155,16 @@ def simulate_full(
     batch = eta.shape
     outputs, curvatures = np.full((steps + 1, *batch, len(x)), np.inf), np.full((steps + 1, *batch), np.inf)
     alive = np.ones(batch, dtype=bool)
-    for t in range(steps + 1):
-        with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(steps + 1):
             residual = state.outputs(x) - y
             sound = np.all(np.abs(residual) < LOST, axis=-1) & (np.abs(state.vv) < LOST)
-        alive &= sound & np.all(np.abs(state.uu) < LOST, axis=(-1, -2))
-        state, residual = _reset(state, ~alive), np.where(alive[..., None], residual, 0.0)
-        outputs[t, alive] = (residual + y)[alive]
-        curvatures[t, alive] = state.top(x)[alive]
-        if t < steps:
-            with np.errstate(over="ignore", invalid="ignore"):
+            alive &= sound & np.all(np.abs(state.uu) < LOST, axis=(-1, -2))
+            state, residual = _reset(state, ~alive), np.where(alive[..., None], residual, 0.0)
+            outputs[t, alive] = (residual + y)[alive]
+            curvatures[t, alive] = state.top(x)[alive]
+            if t < steps:
                 state = _step(state, residual @ x / len(x), eta)
-    with np.errstate(over="ignore"):
         loss = np.mean((outputs - y) ** 2, axis=-1) / 2
     phase = np.where(alive, np.where(loss.max(axis=0) > loss[0], "catapult", "lazy"), "divergent")
     return FullRun(outputs, curvatures, loss, phase, _reset(state, ~alive, np.inf))

@@ -6,7 +6,7 @@ statistics, running statistics, gradients and random state of the model stay as 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -63,14 +63,11 @@ class Snapshot:
     def quiet(self) -> Iterator[None]:
         """Within this context random draws repeat and are given back, and attention can be derived twice."""
         cuda = [self.device] if self.device.type == "cuda" else []
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=cuda))
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.enable_grad())
+        exact = full_precision() if cuda else nullcontext()
+        with torch.random.fork_rng(devices=cuda), sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), exact:
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU's as well
             for device in cuda:
                 torch.cuda.default_generators[device.index or 0].manual_seed(self.seed)
-                stack.enter_context(full_precision())
             yield
 
     def run(self, work: Callable[[nn.Module], Result], values: Mapping[str, Tensor] | None = None) -> Result:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from normcore.catapult.warm_up import lr_phases
 from normcore.checks import checked_count, checked_loss, require_module, require_type
 from normcore.curvature.hessian import hessian_top_eigenvalue
+from normcore.curvature.snapshot import grad
 from normcore.doctor.findings import GROUNDS, Diagnosis, Finding, Group, changes, course, rates_ahead, say
 from normcore.equivalence.group_gauge import GAUGE_OF
 from normcore.invariance.degrees import EPS_NAMES, NO_EPS
@@ -27,7 +28,7 @@ from normcore.invariance.probing import (
 )
 from normcore.invariance.report import InvarianceReport, scale_invariance
 from normcore.invariance.symmetries import scaling_symmetries
-from normcore.norm_dynamics.rates import family_of, look_up
+from normcore.norm_dynamics.rates import look_up, rates_of
 from normcore.schedules import FloatArray
 
 TURN = 0.3
@@ -102,7 +103,8 @@ def diagnose(
     checked_count("steps", steps)
     rates = rates_ahead(optimizer, scheduler, steps, checked_count("scheduler_every", scheduler_every))
     with untouched(model, train=True), torch.enable_grad():
-        grads = _gradients(model, loss_fn, x, y)
+        weights, loss = checked_parameters(model), checked_loss(loss_fn(call(model, x), y))
+        grads = dict(zip(weights, grad(loss, list(weights.values())), strict=True))
         joint, roles = _roles(scale_invariance(model, loss_fn, (x, y)))
         groups = _groups(model, optimizer, joint, roles, rates, grads)
         findings = [_scale_free(groups, grads, roles, _reciprocal(model, x))]
@@ -134,13 +136,6 @@ def _check(model: Any, optimizer: Any, loss_fn: Any, scheduler: Any) -> None:
         raise ValueError("scheduler must be of this optimizer, got one of another")
     if not own.isdisjoint(GAUGE_OF):
         raise ValueError("optimizer must not be under an ExpLR, got one: diagnose before it is attached")
-
-
-def _gradients(model: nn.Module, loss_fn: Any, x: Any, y: Any) -> dict[str, Tensor]:
-    named = checked_parameters(model)
-    loss = checked_loss(loss_fn(call(model, x), y))
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(named, found, strict=True))
 
 
 def _roles(report: InvarianceReport) -> tuple[list[tuple[str, ...]], dict[str, str]]:
@@ -178,7 +173,9 @@ def _groups(
                 norm, grad = (math.hypot(*each) for each in sizes)
                 units.append((norm, (norm * grad) ** 2, sum(weights[name].numel() for name in unit)))
         alive, label = [unit for unit in units if unit[1] > 0], str(own.get("name", f"group {i}"))
-        groups.append(Group(label, names, family_of(optimizer, own), rates[i], own.get("betas"), alive))
+        known = rates_of(optimizer, own)
+        family = None if known is None else known.family
+        groups.append(Group(label, names, family, rates[i], own.get("betas"), alive))
     return groups
 
 

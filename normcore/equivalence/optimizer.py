@@ -188,9 +188,8 @@ class ExpLR:
     def _check_loads(self) -> None:
         """Raise ValueError where weights and gauges come from different times."""
         before, loads = self._before_loads, self._loads
-        changed = loads == {"gauge"} and any(
-            gauge.state() != before.get(i) for i, gauge in self.gauges.items()
-        )
+        moved = (gauge.state() != before.get(i) for i, gauge in self.gauges.items())
+        changed = loads == {"gauge"} and any(moved)
         mixed = changed or loads == {"model"}
         if mixed and any(map(is_moved, before.values())):
             raise ValueError(
@@ -277,12 +276,7 @@ class ExpLR:
                     p.grad.mul_(unit)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay.
-
-        Returns:
-            The total norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
-
-        """
+        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay; gives that before."""
         require("max_norm", max_norm, ">= 0", numbers("max_norm", max_norm) >= 0)
         require("norm_type", norm_type, "> 0", numbers("norm_type", norm_type) > 0)
         with self.ordinary_gradients():

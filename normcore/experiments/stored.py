@@ -165,13 +165,8 @@ def add_run(
     """Put a run into a data file, in place of the one with the same arm and seed; the file is replaced at once.
 
     Several processes may add to one file: they wait for each other. The settings, plain values, are those of all runs of
-    the file. Records are name -> numbers, kept to 7 digits, what is not finite as null. `diverged_at` is the step at
-    which the loss stopped being finite, and the device the one on which the run ran.
-
-    Raises:
-        ValueError: the file holds runs with other settings, or is damaged.
-        OSError: it cannot be written; what was in it is still there.
-
+    the file, else a ValueError. Records are name -> numbers, kept to 7 digits, what is not finite as null. `diverged_at`
+    is the step at which the loss stopped being finite, and the device the one on which the run ran.
     """
     path, settings = Path(path), json.loads(json.dumps(dict(settings)))
     run = {

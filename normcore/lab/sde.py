@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torchsde
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from normcore.checks import (
     FloatArray,
@@ -78,7 +79,7 @@ class _Weights(_Form):
         return drift
 
     def g(self, t: Any, w: Tensor) -> Tensor:
-        diffusion: Tensor = self.lr(t) * self.noise(_unit(w)) / w.norm(dim=1)[:, None, None]
+        diffusion: Tensor = self.lr(t) * self.noise(normalize(w)) / w.norm(dim=1)[:, None, None]
         return diffusion
 
 
@@ -86,7 +87,7 @@ class _Direction(_Form):
     """The equations of (u, |W|^4); gamma is the latter over eta^2, which may depend on time."""
 
     def encode(self, start: Tensor) -> Tensor:
-        return torch.cat([_unit(start), start.norm(dim=1, keepdim=True) ** 4], dim=1)
+        return torch.cat([normalize(start), start.norm(dim=1, keepdim=True) ** 4], dim=1)
 
     def decode(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As in `_Weights`."""
@@ -95,24 +96,18 @@ class _Direction(_Form):
 
     def f(self, t: Any, y: Tensor) -> Tensor:
         lr, weight_decay = self.lr(t), self.weight_decay(t)
-        u, fourth = _unit(y[:, :-1]), y[:, -1:]
+        u, fourth = normalize(y[:, :-1]), y[:, -1:]
         gamma = fourth / lr**2
         trace = self.noise(u).square().sum(dim=(1, 2))[:, None]
         turn = -self.gradient(u) / gamma.sqrt() - trace / (2 * gamma) * y[:, :-1]
         return torch.cat([turn, -4 * lr * weight_decay * fourth + 2 * lr**2 * trace], dim=1)
 
     def g(self, t: Any, y: Tensor) -> Tensor:
-        noise = self.noise(_unit(y[:, :-1])) * (self.lr(t) / y[:, -1].sqrt())[:, None, None]
+        noise = self.noise(normalize(y[:, :-1])) * (self.lr(t) / y[:, -1].sqrt())[:, None, None]
         return torch.cat([noise, torch.zeros_like(noise[:, :1])], dim=1)  # |W|^4 has no noise
 
 
-def _unit(w: Tensor) -> Tensor:
-    rows: Tensor = w / w.norm(dim=1, keepdim=True)
-    return rows
-
-
 FORMS: dict[str, type[_Weights] | type[_Direction]] = {"direction": _Direction, "weights": _Weights}
-"""Name of the form -> its system."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +231,7 @@ def simulate_sde(
     rates = _rate("lr", lr, above=0.0), _rate("weight_decay", weight_decay, least=0.0)
     system = FORMS[form](loss, _factor(noise, start), *rates)
     if path is None:
-        shape = (len(start), system.noise(_unit(start)).shape[-1])
+        shape = (len(start), system.noise(normalize(start)).shape[-1])
         path = brownian_path(steps, shape, seed=seed, dtype=start.dtype, device=start.device)
     # The times stay on the CPU: torchsde compares them in every step, and on a GPU each comparison would wait.
     times = torch.arange(0, steps + 1, every, dtype=start.dtype)

@@ -30,8 +30,6 @@ from normcore.checks import (
 )
 from normcore.lab.measure import first_nan
 
-NORMS = ["batch", "none", "sphere"]
-
 
 @dataclass(frozen=True, eq=False)
 class ToyRun:
@@ -92,7 +90,7 @@ def toy(
     Source: Li & Arora (2020), arXiv 1910.07454, Section 3.
 
     """
-    checked_choice("norm", norm, NORMS)
+    checked_choice("norm", norm, ["batch", "none", "sphere"])
     lr = checked_number("lr", lr, above=0)
     weight_decay = checked_number("weight_decay", weight_decay, least=0)
     require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)

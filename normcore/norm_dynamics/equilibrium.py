@@ -230,9 +230,8 @@ def relaxation(
     lr_ratio = lr_ratio if ratio_lr is None else ratio_lr
     weight_decay_ratio = weight_decay_ratio if ratio_wd is None else ratio_wd
     change = {"t": t, "lr_ratio": lr_ratio, "weight_decay_ratio": weight_decay_ratio}
-    t, r, q, lr, weight_decay, momentum = common(
-        **change, lr=lr, weight_decay=weight_decay, momentum=momentum
-    )
+    before = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+    t, r, q, lr, weight_decay, momentum = common(**change, **before)
     require_range("lr_ratio", r, positive=True)
     require_range("weight_decay_ratio", q)
     require("t", t, "finite", apply("isfinite", t))

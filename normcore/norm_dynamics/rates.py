@@ -67,12 +67,6 @@ def look_up(optimizer: str) -> UpdateRule:
     return FAMILIES[checked_choice("optimizer", optimizer, sorted(FAMILIES))]
 
 
-def family_of(optimizer: Optimizer, group: dict[str, Any]) -> str | None:
-    """The family of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
-    name = rule_of(optimizer, group)
-    return name if name in ("sgd", "nesterov", "adamw") else None
-
-
 class Rates(NamedTuple):
     """A group's hyper-parameters as the closed forms take them; dampening is folded into the learning rate."""
 
@@ -84,9 +78,9 @@ class Rates(NamedTuple):
 
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
-    """The hyper-parameters of a torch optimizer's group, None as in `family_of`."""
-    family = family_of(optimizer, group)
-    if family is None:
+    """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    family = rule_of(optimizer, group)
+    if family not in ("sgd", "nesterov", "adamw"):
         return None
     lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
     if family == "adamw":

@@ -134,12 +134,8 @@ class Readings:
     def state(self) -> dict[str, Any]:
         """The readings as plain numbers."""
         self.work_up()
-        return {
-            "last": self.last.tolist(),
-            "sums": self.sums.tolist(),
-            "weight": self.weight.tolist(),
-            "rates": [None if rates is None else tuple(rates) for rates in self.rates],
-        }
+        rates = [None if rates is None else tuple(rates) for rates in self.rates]
+        return {"rates": rates, **{name: getattr(self, name).tolist() for name in KEPT}}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take them back, all or none."""

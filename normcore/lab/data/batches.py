@@ -101,27 +101,16 @@ class Batches(Sequence[tuple[Tensor, Tensor]]):
 
     It depends on (seed, t) only, so that a run that goes on from step t sees what it would have seen. A slice
     is `Batches` again, and its first item is the batch of the step where it starts.
-
-    Attributes:
-        pixels: (N, ...) of the whole training set.
-        labels: (N,).
-        standardise: makes floats of pixels.
-        draw: step -> which examples.
-        steps: the steps of items 0, 1, ...
-        seed: of the augmentation.
-        crop: pixels of padding around random crops.
-        flip: whether half of the images are mirrored.
-
     """
 
-    pixels: Tensor
-    labels: Tensor
+    pixels: Tensor  # (N, ...), of the whole training set
+    labels: Tensor  # (N,)
     standardise: Callable[[Tensor], Tensor]
     draw: Draw
-    steps: range
-    seed: int
-    crop: int = 0
-    flip: bool = False
+    steps: range  # of items 0, 1, ...
+    seed: int  # of the augmentation
+    crop: int  # pixels of padding around random crops
+    flip: bool
 
     def __len__(self) -> int:
         return len(self.steps)

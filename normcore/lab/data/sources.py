@@ -108,7 +108,6 @@ TORCHVISION = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
 }
-"""Our name -> torchvision's class."""
 
 
 def image_folder(root: Path, image_size: int | None = None) -> Raw:

@@ -8,6 +8,7 @@ trained weights.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,13 +138,8 @@ def _residual_net(
         raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth!r}")
     small = checked_eps(eps, norm, dtype, head, affine)
     pre = block is PreActivationBlock
-
-    def make_norm(channels: int) -> nn.Module:
-        return norm_layer(norm, channels, dims=2, affine=affine, eps=small)
-
-    def make_conv(*shape: int) -> nn.Module:
-        return weight_layer(norm, 2, *shape, eps=small)
-
+    make_norm = partial(norm_layer, norm, dims=2, affine=affine, eps=small)
+    make_conv = partial(weight_layer, norm, 2, eps=small)
     with seeded(seed):
         layers: list[nn.Module] = [make_conv(in_channels, width, 3, 1)]
         layers += [] if pre else [make_norm(width), nn.ReLU()]
@@ -264,9 +260,8 @@ def resnet9(
     """
 
     def convs(*pairs: tuple[int, int]) -> list[nn.Module]:
-        return normed_layers(
-            "batch", 2, [(*pair, 3) for pair in pairs], "relu", False, SMALLEST_EPS[torch.float32]
-        )
+        shapes = [(*pair, 3) for pair in pairs]
+        return normed_layers("batch", 2, shapes, "relu", False, SMALLEST_EPS[torch.float32])
 
     with seeded(seed):
         a, b, c, d = checked_counts("widths", widths)

@@ -15,11 +15,11 @@ from normcore.checks import (
     FloatArray,
     checked,
     checked_count,
+    checked_pair,
     checked_seed,
     require_examples,
     require_flags,
     require_type,
-    said,
 )
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.measure import first_nan
@@ -98,9 +98,7 @@ def descend(
 
     """
     require_type("stack", stack, Stack, "a Stack")
-    if not isinstance(data, Dataset) and not (isinstance(data, tuple | list) and len(data) == 2):
-        raise TypeError(f"data must be a Dataset or a pair (x, y), got {said(data)}")
-    x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else data
+    x, y = (data.x_train, data.y_train) if isinstance(data, Dataset) else checked_pair(data, "data")
     require_examples(x, y, " of data")
     require_type("loss_fn", loss_fn, Callable | None, "a function or None")
     require_probes(probes)
@@ -228,8 +226,7 @@ def half_mse(output: Tensor, y: Tensor) -> Tensor:
         tensor([0.5000, 0.5000])
 
     """
-    require_outputs(output, y)
-    return (output - _targets(y, output.shape)).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
+    return (output - _targets(output, y, labels=False)).pow(2).sum(dim=(1, 2)) / (2 * output.shape[1])
 
 
 def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
@@ -245,8 +242,7 @@ def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
         tensor([10., 10.])
 
     """
-    require_outputs(output, y)
-    target = _targets(y, output.shape if y.is_floating_point() else output.shape[:2])
+    target = _targets(output, y, labels=True)
     try:
         each = cross_entropy(output.flatten(0, 1), target.flatten(0, 1), reduction="none")
     except IndexError as error:  # on a GPU it would cost a look at the labels
@@ -254,17 +250,13 @@ def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
     return each.view(output.shape[:2]).mean(dim=1)
 
 
-def require_outputs(output: Any, y: Any) -> None:
-    """Raise TypeError or ValueError unless these are tensors, the first (R, B, K) with B >= 1."""
+def _targets(output: Tensor, y: Tensor, *, labels: bool) -> Tensor:
+    """What each run's outputs are compared with, one of each or one for all; integers where `labels` allows them."""
     require_type("output", output, Tensor, "a tensor")
     require_type("y", y, Tensor, "a tensor")
     if output.ndim != 3 or not output.numel():
         raise ValueError(f"output must have shape (R, B, K), got {tuple(output.shape)}")
-
-
-def _targets(y: Tensor, shape: torch.Size) -> Tensor:
-    if y.shape == shape:
-        return y
-    if y.shape != shape[1:]:
+    shape = output.shape[:2] if labels and not y.is_floating_point() else output.shape
+    if y.shape not in (shape, shape[1:]):
         raise ValueError(f"y must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(y.shape)}")
     return y.expand(shape)

@@ -94,12 +94,8 @@ def _one_net(nets: Sequence[nn.Sequential]) -> nn.Sequential:
     if not nets:
         raise ValueError("nets must be at least one, got none")
     shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in nets]
-    head = nets[0][-1]
-    if (
-        any(shape != shapes[0] for shape in shapes)
-        or not isinstance(head, nn.Linear)
-        or head.bias is not None
-    ):
+    head, alike = nets[0][-1], all(shape == shapes[0] for shape in shapes)
+    if not (alike and isinstance(head, nn.Linear) and head.bias is None):
         raise ValueError("nets must be of one make, with a Linear layer without bias at the end, got others")
     *layers, _ = wide = copy.deepcopy(nets[0])
     wide[-1] = _Heads([net[-1] for net in nets])
@@ -121,10 +117,8 @@ class _Heads(nn.Module):
 
     def __init__(self, heads: Sequence[nn.Linear]) -> None:
         super().__init__()
-        trained = heads[0].weight.requires_grad
-        self.weight = nn.Parameter(
-            torch.stack([head.weight.detach() for head in heads]), requires_grad=trained
-        )
+        weights = torch.stack([head.weight.detach() for head in heads])
+        self.weight = nn.Parameter(weights, requires_grad=heads[0].weight.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.bmm(x.unflatten(1, (len(self.weight), -1)).transpose(0, 1), self.weight.transpose(1, 2))
