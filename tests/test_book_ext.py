@@ -23,6 +23,22 @@ def ext(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
 
 
+# ---- the house
+
+
+def test_the_house_is_drawn_on_five_floors_and_every_line_runs_down(ext):
+    import house
+
+    files = house.rooms()
+    arrows = {room: house.uses(own) - {room} for room, own in files.items()}
+    plan = house.floors(arrows)
+    place = {room: row for row, level in enumerate(plan) for room in level}
+    assert len(plan) == 5 and place.keys() == files.keys() and not house.DOORS & place.keys()
+    assert all(place[other] < place[room] for room, needs in arrows.items() for other in needs)
+    drawn = house.drawing(arrows, dict.fromkeys(arrows, 1))
+    assert drawn.count("<path") == sum(map(len, arrows.values())) and drawn.count("<rect") == len(files)
+
+
 # ---- the API pages
 
 
