@@ -30,21 +30,50 @@ from normcore.norm_dynamics.rates import effective_lr, intrinsic_lr
 from normcore.norm_dynamics.readings import rho
 from normcore.schedules import Constant, Cosine, Exponential, StepDecay
 
-# schedules
-__all__ = ["Constant", "Cosine", "Exponential", "StepDecay"]
-# weight decay as an exponential learning rate
-__all__ += ["EquivalentSchedule", "equivalent_schedule", "equivalent_weight_decay", "exponential_lr"]
-__all__ += ["growth_factor", "texp", "texp_plus_plus"]
-# which parameters are scale-invariant
-__all__ += ["InvarianceReport", "ScalingSymmetries", "norm_input_degrees", "param_groups", "scale_invariance"]
-__all__ += ["scaling_symmetries"]
-# the equilibrium of a normalized net
-__all__ += ["Equilibrium", "NormMonitor", "effective_lr", "equilibrium", "intrinsic_lr", "relaxation", "rho"]
-__all__ += ["time_to_equilibrium"]
-# curvature and the catapult
-__all__ += ["EigenResult", "SharpnessMonitor", "catapult", "hessian_eigenvalues", "hessian_top_eigenvalue"]
-__all__ += ["hessian_trace", "lr_phases", "ntk_top_eigenvalue"]
-# the same on a torch optimizer
-__all__ += ["ExpLR", "convert_checkpoint", "follow"]
-# what a run will do
-__all__ += ["Diagnosis", "diagnose"]
+__all__ = [
+    # schedules
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "StepDecay",
+    # weight decay as an exponential learning rate
+    "EquivalentSchedule",
+    "equivalent_schedule",
+    "equivalent_weight_decay",
+    "exponential_lr",
+    "growth_factor",
+    "texp",
+    "texp_plus_plus",
+    # which parameters are scale-invariant
+    "InvarianceReport",
+    "ScalingSymmetries",
+    "norm_input_degrees",
+    "param_groups",
+    "scale_invariance",
+    "scaling_symmetries",
+    # the equilibrium of a normalized net
+    "Equilibrium",
+    "NormMonitor",
+    "effective_lr",
+    "equilibrium",
+    "intrinsic_lr",
+    "relaxation",
+    "rho",
+    "time_to_equilibrium",
+    # curvature and the catapult
+    "EigenResult",
+    "SharpnessMonitor",
+    "catapult",
+    "hessian_eigenvalues",
+    "hessian_top_eigenvalue",
+    "hessian_trace",
+    "lr_phases",
+    "ntk_top_eigenvalue",
+    # the same on a torch optimizer
+    "ExpLR",
+    "convert_checkpoint",
+    "follow",
+    # what a run will do
+    "Diagnosis",
+    "diagnose",
+]

@@ -89,7 +89,8 @@ def axes_labels(ax: Axes, x: str, y: str, title: str = "") -> None:
 def decades(ax: Axes, axis: str = "y", most: int = 6) -> None:
     """Make an axis logarithmic, with at most so many decades labelled."""
     require_type("ax", ax, Axes, "matplotlib's Axes")
-    checked_choice("axis", axis, ("x", "y")), checked_count("most", most)
+    checked_choice("axis", axis, ("x", "y"))
+    checked_count("most", most)
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"{axis}axis").set_major_locator(LogLocator(base=10, numticks=most))
     getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())

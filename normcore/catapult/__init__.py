@@ -14,5 +14,15 @@ from normcore.catapult.warm_up import (
     simulate,
 )
 
-__all__ = ["FullRun", "WarmUpRun", "WeightCorrelations", "simulate", "simulate_full"]
-__all__ += ["duration", "edges", "final_curvature", "initial_state", "peak"]
+__all__ = [
+    "FullRun",
+    "WarmUpRun",
+    "WeightCorrelations",
+    "simulate",
+    "simulate_full",
+    "duration",
+    "edges",
+    "final_curvature",
+    "initial_state",
+    "peak",
+]

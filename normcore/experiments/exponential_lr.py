@@ -21,8 +21,16 @@ from normcore.lab.training.probes import Angle, Probe, trainable, weight_norm
 from normcore.schedules import Cosine, StepDecay
 
 ARMS = (
-    *("step decay", "texp", "texp--", "texp++", "cosine", "cosine twin"),
-    *("growth kept", "neither", "rise and fall", "rise and fall twin"),
+    "step decay",
+    "texp",
+    "texp--",
+    "texp++",
+    "cosine",
+    "cosine twin",
+    "growth kept",
+    "neither",
+    "rise and fall",
+    "rise and fall twin",
 )
 
 

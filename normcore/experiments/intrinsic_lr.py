@@ -160,7 +160,9 @@ def train_arm(
     at = np.minimum(history.step, steps - 1)
     names = ("norm", "test_accuracy", "test_loss", "swa_accuracy", "chord")
     records = {
-        **{"step": history.step, "lr": lr[at], "weight_decay": weight_decay[at]},
+        "step": history.step,
+        "lr": lr[at],
+        "weight_decay": weight_decay[at],
         **{name: history[name] for name in names},
         **dict(zip(MonitorReading.NAMES, history["monitor"].T, strict=True)),
         "train_loss": [math.nan, *(piece.mean() for piece in pieces)],

@@ -49,28 +49,82 @@ from normcore.lab.training.probes import (
 )
 from normcore.lab.training.sweep import CellResult, Sweep, grid, sweep
 
-# data
-__all__ = ["Dataset", "load_dataset", "noisy_labels"]
-# nets
-__all__ += ["ScaleFreeReport", "cnn", "cnn1d", "make_scale_invariant", "mlp", "preresnet", "resnet"]
-__all__ += ["transformer"]
-# training, and pairs of runs
-__all__ += ["History", "rounding_twin", "run", "train", "load_checkpoint", "save_checkpoint"]
-# sweeps
-__all__ += ["CellResult", "Sweep", "grid", "sweep"]
-# what a probe reads
-__all__ += ["Angle", "SWA", "accuracy_on", "direction", "logits", "logits_on", "loss_on", "trainable"]
-__all__ += ["weight_norm", "weight_vector"]
-# rulers
-__all__ += ["gaps", "max_gap", "mean_and_error", "relative_gap", "roundings", "slope"]
-# laws of what nets answer
-__all__ += ["fifths_left_out", "forgetting_time", "judge_null", "judged_right", "law_distance", "law_ratio"]
-# many nets side by side
-__all__ += ["Descent", "Stack", "descend", "half_mse", "softmax_loss", "stack_accuracy_on", "stack_loss_on"]
-__all__ += ["run_side_by_side"]
-__all__ += ["stack_norms", "stack_predictions", "stack_weights", "top_eigenpair", "wide_curvature"]
-__all__ += ["wide_kernel"]
-# the toys
-__all__ += ["ValleyRun", "spikes", "valley", "ToyRun", "escape_steps", "theorem_3_1_bound", "toy"]
-# the stochastic differential equation
-__all__ += ["SDERun", "brownian_path", "simulate_sde"]
+__all__ = [
+    # data
+    "Dataset",
+    "load_dataset",
+    "noisy_labels",
+    # nets
+    "ScaleFreeReport",
+    "cnn",
+    "cnn1d",
+    "make_scale_invariant",
+    "mlp",
+    "preresnet",
+    "resnet",
+    "transformer",
+    # training, and pairs of runs
+    "History",
+    "load_checkpoint",
+    "rounding_twin",
+    "run",
+    "save_checkpoint",
+    "train",
+    # sweeps
+    "CellResult",
+    "Sweep",
+    "grid",
+    "sweep",
+    # what a probe reads
+    "Angle",
+    "SWA",
+    "accuracy_on",
+    "direction",
+    "logits",
+    "logits_on",
+    "loss_on",
+    "trainable",
+    "weight_norm",
+    "weight_vector",
+    # rulers
+    "gaps",
+    "max_gap",
+    "mean_and_error",
+    "relative_gap",
+    "roundings",
+    "slope",
+    # laws of what nets answer
+    "fifths_left_out",
+    "forgetting_time",
+    "judge_null",
+    "judged_right",
+    "law_distance",
+    "law_ratio",
+    # many nets side by side
+    "Descent",
+    "Stack",
+    "descend",
+    "half_mse",
+    "run_side_by_side",
+    "softmax_loss",
+    "stack_accuracy_on",
+    "stack_loss_on",
+    "stack_norms",
+    "stack_predictions",
+    "stack_weights",
+    "top_eigenpair",
+    "wide_curvature",
+    "wide_kernel",
+    # the toys
+    "ToyRun",
+    "ValleyRun",
+    "escape_steps",
+    "spikes",
+    "theorem_3_1_bound",
+    "toy",
+    "valley",
+    # the stochastic differential equation
+    "SDERun",
+    "brownian_path",
+    "simulate_sde",
+]

@@ -94,8 +94,10 @@ def toy(
     lr = checked_number("lr", lr, above=0)
     weight_decay = checked_number("weight_decay", weight_decay, least=0)
     require("weight_decay", weight_decay, "such that lr*weight_decay < 1", lr * weight_decay < 1)
-    checked_count("steps", steps), checked_count("runs", runs)
-    checked_count("dim", dim, least=3), checked_count("batch_size", batch_size, least=3)
+    checked_count("steps", steps)
+    checked_count("runs", runs)
+    checked_count("dim", dim, least=3)
+    checked_count("batch_size", batch_size, least=3)
     rng = np.random.default_rng(checked_count("seed", seed, least=0))
     w = _start(rng, dim, runs, start_norm)
     norms, errors = np.empty((steps + 1, runs)), np.empty((steps + 1, runs))
@@ -217,7 +219,8 @@ def theorem_3_1_bound(
     given = {"lr": lr, "weight_decay": weight_decay, "epsilon": epsilon, "norm": norm}
     for name, value in given.items():
         checked_number(name, value, above=0)
-    checked_number("batch_size", batch_size, above=0), checked_number("dim", dim, above=2)
+    checked_number("batch_size", batch_size, above=0)
+    checked_number("dim", dim, above=2)
     if checked_number("delta", delta, above=0) > 1:
         raise ValueError(f"delta must be in (0, 1], got {delta!r}")
     rate = lr * weight_decay - 2 * epsilon**2

@@ -149,7 +149,8 @@ class Readings:
         if not bool(sums.isfinite().all() & weight.isfinite().all()):
             raise ValueError("sums and weight must be finite, got NaN or infinity")
         for values in filter(None, rates):
-            look_up(values.family), checked("rates", values[1:])
+            look_up(values.family)
+            checked("rates", values[1:])
         self.last, self.sums, self.weight, self.rates, self.waiting = last, sums, weight, rates, []
 
 
