@@ -53,7 +53,7 @@ class Row:
         return list(dict.fromkeys(notes))
 
     def _judged(self) -> list[tuple[str, Record]]:
-        """The checks that count, each behind its verdict without the mark of a machine that disagrees with the book."""
+        """The checks that count, each behind its verdict without the mark of a machine that disagrees."""
         checks = self.of_kind("extension" if self.id.startswith("X") else "paper")
         return [(record.verdict.removesuffix(UNEXPECTED), record) for _, record in checks]
 

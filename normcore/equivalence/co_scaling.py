@@ -37,7 +37,7 @@ CO_SCALED: weakref.WeakValueDictionary[int, "CoScaling"] = weakref.WeakValueDict
 
 
 class Watch:
-    """A hook that stays behind when its module is copied or pickled: what is left of it in the copy does nothing."""
+    """A hook that stays behind when its module is copied or pickled: in the copy it does nothing."""
 
     def __init__(self, call: Callable[..., None] | None = None) -> None:
         self.call = call

@@ -276,7 +276,12 @@ class ExpLR:
                     p.grad.mul_(unit)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay; gives that before."""
+        """Clip the norm of all the optimizer's gradients, in the units of the run with weight decay.
+
+        Returns:
+            The total norm before clipping, as `torch.nn.utils.clip_grad_norm_` does.
+
+        """
         require("max_norm", max_norm, ">= 0", numbers("max_norm", max_norm) >= 0)
         require("norm_type", norm_type, "> 0", numbers("norm_type", norm_type) > 0)
         with self.ordinary_gradients():

@@ -164,9 +164,9 @@ def add_run(
 ) -> None:
     """Put a run into a data file, in place of the one with the same arm and seed; the file is replaced at once.
 
-    Several processes may add to one file: they wait for each other. The settings, plain values, are those of all runs of
-    the file, else a ValueError. Records are name -> numbers, kept to 7 digits, what is not finite as null. `diverged_at`
-    is the step at which the loss stopped being finite, and the device the one on which the run ran.
+    Several processes may add to one file: they wait for each other. The settings, plain values, are those of all runs
+    of the file, else a ValueError. Records are name -> numbers, kept to 7 digits, what is not finite as null.
+    `diverged_at` is the step at which the loss stopped being finite, the device the one on which the run ran.
     """
     path, settings = Path(path), json.loads(json.dumps(dict(settings)))
     run = {

@@ -27,8 +27,8 @@ FEW = 64
 
 @contextmanager
 def untouched(model: nn.Module, *, train: bool | None = None) -> Iterator[None]:
-    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random state,
-    Python's and numpy's too, are as before. `train` puts every module into that mode; None leaves the modes.
+    """Within this context anything may happen to the model; afterwards weights, buffers, gradients, modes and random
+    state, Python's and numpy's too, are as before. `train` puts every module into that mode; None leaves the modes.
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [t.detach().clone() for t in tensors]

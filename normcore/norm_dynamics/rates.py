@@ -78,7 +78,7 @@ class Rates(NamedTuple):
 
 
 def rates_of(optimizer: Optimizer, group: dict[str, Any]) -> Rates | None:
-    """The hyper-parameters of a torch optimizer's group; None where there is no closed form (coupled Adam, LBFGS, ...)."""
+    """The hyper-parameters of a torch optimizer's group; None where there is no closed form, as for LBFGS."""
     family = rule_of(optimizer, group)
     if family not in ("sgd", "nesterov", "adamw"):
         return None

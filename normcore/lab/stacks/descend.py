@@ -252,7 +252,7 @@ def softmax_loss(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _targets(output: Tensor, y: Tensor, *, labels: bool) -> Tensor:
-    """What each run's outputs are compared with, one of each or one for all; integers where `labels` allows them."""
+    """What each run's outputs are compared with; where `labels` allows it integers, without the last axis."""
     require_type("output", output, Tensor, "a tensor")
     require_type("y", y, Tensor, "a tensor")
     if output.ndim != 3 or not output.numel():
