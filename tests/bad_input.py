@@ -82,9 +82,11 @@ def name_of(function):
 
 
 def parameters(function):
-    """The names of its arguments; None among them stands for any."""
-    kinds = inspect.signature(function).parameters
-    return {name if p.kind is not p.VAR_KEYWORD else None for name, p in kinds.items()}
+    """The names of its arguments, but for more of the same; None among them stands for any."""
+    kinds = inspect.signature(function).parameters.items()
+    return {
+        name if p.kind is not p.VAR_KEYWORD else None for name, p in kinds if p.kind is not p.VAR_POSITIONAL
+    }
 
 
 def good(row):

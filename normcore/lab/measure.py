@@ -106,22 +106,22 @@ def slope(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     return float(power), float(np.sqrt(covariance[0, 0]))
 
 
-def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike) -> float:
+def roundings(a: ArrayLike, b: ArrayLike, twin: ArrayLike, *others: ArrayLike) -> float:
     """Measure the distance of two runs that theory calls equal in units of what one rounding becomes.
 
     Convention: the largest distance of `a` and `b` over that of `a` and its twin, the same run started one rounding
     error away (`rounding_twin`), all of one shape (readings, ...). Training amplifies both alike, so that a few units
-    mean equality.
+    mean equality. One twin may end ten times nearer than another; of several the farthest counts.
 
     Raises:
-        ValueError: as in `gaps`, or the twin does not differ from `a`.
+        ValueError: as in `gaps`, or no twin differs from `a`.
 
     Example:
         >>> roundings([1.0, 2.0], [1.0, 2.5], [1.0, 2.25])
         2.0
 
     """
-    unit = float(_gaps(a=a, twin=twin).max())
+    unit = max(float(_gaps(a=a, twin=each).max()) for each in (twin, *others))
     if not unit > 0:
         raise ValueError(f"twin must differ from a by a rounding, got a distance of {unit}")
     return max_gap(a, b) / unit

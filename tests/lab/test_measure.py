@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles_lab import largest_gap, line_slope
 
-from normcore.lab import gaps, max_gap, relative_gap, slope
+from normcore.lab import gaps, max_gap, relative_gap, roundings, slope
 
 RNG = np.random.default_rng(0)
 A, B = RNG.standard_normal((2, 6, 3, 4))
@@ -22,6 +22,17 @@ def test_relative_gap():
     assert relative_gap(A, 1.25 * A) == pytest.approx(0.25, rel=1e-12)
     assert relative_gap(7 * A, 7 * B) == pytest.approx(relative_gap(A, B), rel=1e-12)
     assert relative_gap(A, B) != pytest.approx(relative_gap(B, A), rel=1e-3)
+
+
+def test_the_farthest_twin_is_the_unit():
+    near, far = A + 1e-3 * (B - A), A + 1e-1 * (B - A)
+    assert roundings(A, B, near) == pytest.approx(1e3)
+    assert roundings(A, B, far) == pytest.approx(10)
+    assert roundings(A, B, near, far) == roundings(A, B, far, A, near) == roundings(A, B, far)
+    with pytest.raises(ValueError, match="a and twin must be records of one shape"):
+        roundings(A, B, near, far[:5])
+    with pytest.raises(ValueError, match="twin must differ from a by a rounding, got a distance of 0"):
+        roundings(A, B, A, A)
 
 
 def test_a_gap_to_nan_is_nan():
