@@ -163,6 +163,7 @@ LAB = {
         "cells": ([{"lr": 0.1}], "any", [None, 3, "ab", {"lr": 0.1}, [3], [None]], []),
         "folder": (None, "path or none"),
         "workers": (None, "any", ["2", 1.5, True, NAN], [0]),
+        "progress": (None, "any", ["no", 1, 0.0], []),
     },
     ANGLE: {"model": FOLLOWED},
     ANGLE.load_state_dict: {"state": (ANGLE.state_dict(), "state", [], [{"before": 3}, {"before": "x"}])},

@@ -49,18 +49,20 @@ class Setting(stored.Setting):
 
 @dataclass(frozen=True)
 class Photographs(Setting):
-    """A ResNet-9-like net in mixed precision, for processors with bfloat16 units and for GPUs."""
+    """A ResNet-9-like net, for GPUs and for processors with bfloat16 units."""
 
     epochs: int = 24
     milestones: tuple[int, ...] = (14, 20)
     lr: float = 0.15
     batch_size: int = 256
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    depth: int = 9
+    width: int = 32
     head_scale: float = 1.5
+    autocast: bool = True  # to bfloat16
 
 
-PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 20_000, "depth": 8}
-SMALL = Setting(**PHOTOGRAPHS, width=8, epochs=24, milestones=(8, 16), weight_decay=2e-3, crop=2)
+QUARTER: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "width": 16, "crop": 2}
+SMALL = Photographs(**QUARTER, epochs=10, milestones=(5, 8), lr=0.1, weight_decay=2e-3, autocast=False)
 TINY = Setting("digits", depth=8, width=4, epochs=2, milestones=(1,), batch_size=100, crop=0, flip=False)
 
 
@@ -115,11 +117,13 @@ def train_arm(
     "norm". Other options are those of `lab.train`.
     """
     epoch = len(data.y_train) // setting.batch_size
-    net, first = stored.residual_net(setting, data, seed), FirstStepAngle(epoch)
+    first, net = FirstStepAngle(epoch), None
+    first, images = FirstStepAngle(epoch), data.pixels_train
     if isinstance(setting, Photographs):
-        pixels, shape = data.pixels_train, (setting.widths, setting.head_scale)
-        net = resnet9(*shape, pixels.shape[1], data.classes, seed).to(pixels.device)
-        options = {"autocast": torch.bfloat16, "channels_last": True, **options}
+        net = resnet9(setting.width, setting.head_scale, images.shape[1], data.classes, seed).to(images.device)
+        options = {"autocast": torch.bfloat16 if setting.autocast else None, "channels_last": True, **options}
+    else:
+        net = stored.residual_net(setting, data, seed)
     rates: Any = rates_of(arm, setting, epoch)
     free = isinstance(rates, EquivalentSchedule)
     decay = 0.0 if free or arm == "neither" else setting.weight_decay

@@ -84,7 +84,7 @@ def test_arms_beside_those_of_the_theorems():
 
 
 def test_the_net_for_photographs_is_scale_invariant_in_each_weight():
-    net = resnet9((4, 6, 8, 12), 2.0, channels=3, classes=10, seed=1).double()
+    net = resnet9(4, 2.0, channels=3, classes=10, seed=1).double()
     images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
     before = lab.logits(net, images)
     weights = lab.trainable(net)
@@ -102,7 +102,7 @@ def test_the_net_for_photographs_is_scale_invariant_in_each_weight():
 def test_photographs_at_the_size_of_a_test(digits, tmp_path):
     """Mixed precision: the twin follows for some steps, the control does not, and a finished run is read back."""
     brief = {"dataset": "digits", "epochs": 2, "milestones": (1,), "batch_size": 50, "crop": 0, "flip": False}
-    setting = runs.Photographs(**brief, lr=0.1, weight_decay=5e-2, widths=(4, 4, 8, 8))
+    setting = runs.Photographs(**brief, lr=0.1, weight_decay=5e-2, width=4)
     data = digits.subset(train=100, test=50)
     found = {
         arm: runs.train_arm(arm, 0, setting, data, folder=tmp_path / arm, progress=False)[0]

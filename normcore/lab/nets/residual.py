@@ -7,7 +7,7 @@ every stage puts a norm in its shortcut too; the final norm then removes one com
 trained weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from normcore.checks import checked_count, checked_counts, require_flags
+from normcore.checks import checked_count, require_flags
 from normcore.lab.nets.layers import (
     SMALLEST_EPS,
     checked_eps,
@@ -251,12 +251,11 @@ class _Beside(nn.Sequential):
         return x + super().forward(x)  # type: ignore[no-any-return]
 
 
-def resnet9(
-    widths: Sequence[int], head_scale: float, channels: int, classes: int, seed: int = 0
-) -> nn.Module:
+def resnet9(width: int, head_scale: float, channels: int, classes: int, seed: int = 0) -> nn.Module:
     """Build a ResNet-9-like net, scale-invariant in each trained weight, for images from 8 x 8; float32.
 
-    Eight conv3x3-BatchNorm-ReLU of four widths, two pairs of them beside an identity, and a frozen orthogonal head.
+    Eight conv3x3-BatchNorm-ReLU, of `width` channels and twice, four and eight times as many, two pairs of them beside an
+    identity, and a frozen orthogonal head.
     """
 
     def convs(*pairs: tuple[int, int]) -> list[nn.Module]:
@@ -264,7 +263,7 @@ def resnet9(
         return normed_layers("batch", 2, shapes, "relu", False, SMALLEST_EPS[torch.float32])
 
     with seeded(seed):
-        a, b, c, d = checked_counts("widths", widths)
+        a, b, c, d = (checked_count("width", width) * times for times in (1, 2, 4, 8))
         layers = [*convs((channels, a), (a, b)), nn.MaxPool2d(2), _Beside(*convs((b, b), (b, b)))]
         layers += [*convs((b, c)), nn.MaxPool2d(2), *convs((c, d)), nn.MaxPool2d(2)]
         layers += [_Beside(*convs((d, d), (d, d))), nn.AdaptiveMaxPool2d(1), nn.Flatten()]

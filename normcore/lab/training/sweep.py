@@ -80,6 +80,7 @@ def sweep(
     *,
     folder: str | Path | None = None,
     workers: int | None = None,
+    progress: bool | None = None,
 ) -> Sweep:
     """Compute an experiment at every cell, and keep what is finished.
 
@@ -95,6 +96,7 @@ def sweep(
             the cell; not to the functions that it calls.
         workers: processes; by default those of a surrounding `joblib.parallel_config`, whose backend ("dask", ...)
             is used too, or this process alone.
+        progress: whether to show a bar; by default on a terminal.
 
     Example:
         >>> def experiment(lr, seed):
@@ -110,11 +112,12 @@ def sweep(
     for cell in cells:
         require_type("cells", cell, Mapping, "a list of dicts")
     require_type("folder", folder, str | Path | None, "a path or None")
+    require_type("progress", progress, bool | None, "a bool or None")
     if workers is not None and checked_count("workers", workers, least=-(2**31)) == 0:
         raise ValueError("workers must be other than 0, got 0")
     kept = None if folder is None else Path(folder, fingerprint(experiment).split()[-1])
     todo = dict(enumerate(map(dict, cells)))
-    with tqdm(total=len(todo), disable=None, leave=False) as bar:
+    with tqdm(total=len(todo), disable=None if progress is None else not progress, leave=False) as bar:
         found = _gather(partial(_attempt, experiment, kept), todo, workers, bar.update)
     return Sweep([found[i] for i in todo])
 
