@@ -100,11 +100,11 @@ class NormMonitor:
         self._zero = torch.zeros((), device=self._params[0].device if self._params else "cpu")
         self._half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
         self._spread = len({p.device for p in self._params}) > 1
-        sharded = any(is_sharded(p) for p in self._params)
-        if sharded and self.model is not None:
+        self._sharded = any(is_sharded(p) for p in self._params)
+        if self._sharded and self.model is not None:
             reshard(self.model)  # whole weights, registered after a forward pass, are not the optimizer's
         self._known = {} if self.model is None else {p: name for name, p in self.model.named_parameters()}
-        total = Totals(self._params) if sharded else None
+        total = Totals(self._params) if self._sharded else None
         sizes = [len(group["params"]) for group in groups]
         self._readings = Readings(sizes, self.horizon, self._zero.device, total)
 
@@ -120,7 +120,7 @@ class NormMonitor:
         if [len(group["params"]) for group in self.optimizer.param_groups] != self._readings.sizes:
             self._lay_out()
         with torch.no_grad():
-            weights = parts(self._params)
+            weights = parts(self._params) if self._sharded else self._params
             if self._previous is None:
                 self._previous = [torch.empty_like(p) for p in weights]
             if weights:
@@ -138,7 +138,7 @@ class NormMonitor:
                 self._readings.add(self._reading(self._previous))
 
     def _reading(self, previous: list[Tensor]) -> Raw:
-        scales, weights = self._scales(), parts(self._params)
+        scales, weights = self._scales(), parts(self._params) if self._sharded else self._params
         pairs = tuple(zip(self._scales_before, scales, strict=True))
         if scales != self._scales_before:
             sizes = self._readings.sizes
@@ -173,7 +173,7 @@ class NormMonitor:
 
     def _read_gradients(self) -> list[Tensor]:
         """The norm of each gradient, 0 where there is none."""
-        grads = [part_of_gradient(p) for p in self._params]
+        grads = [part_of_gradient(p) if self._sharded else p.grad for p in self._params]
         dense = [g.coalesce().values() if g.is_sparse else g for g in grads if g is not None]
         found, each = iter(self._norms(dense)), zip(grads, self._factors(), strict=True)
         return [self._zero if g is None else next(found) * factor for g, factor in each]
