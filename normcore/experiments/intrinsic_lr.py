@@ -2,7 +2,7 @@
 
 An arm is a list of phases: factors on learning rate and weight decay, and a length in units of 1/(lr * weight_decay)
 steps. Size "digits" has arms of its own: full batch on 100 digits that the net fits, at four rates and without decay:
-python -m normcore.experiments intrinsic_lr --size digits --seeds 0 1 2 3
+python -m normcore.experiments intrinsic_lr --size digits --seeds 0 1 2
 """
 
 import math
@@ -153,7 +153,7 @@ def train_arm(
     lr, weight_decay = rates_of(arm, setting)
     seed += 1_000 * (1 + list(DRAWN).index(arm)) if arm in DRAWN else 0
     steps, unit = len(lr), setting.unit
-    every = steps // 250 if arm in FITTED else max(1, unit // setting.readings)
+    every = max(1, steps // 250 if arm in FITTED else unit // setting.readings)
     if arm.startswith("full batch"):
         data = data.subset(train=setting.full_batch, seed=seed)
         batches: Batches = [(data.x_train, data.y_train)] * steps
