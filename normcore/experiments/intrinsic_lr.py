@@ -57,7 +57,7 @@ PHASES: dict[str, list[Phase]] = {
     "full batch": [(1, 1, 20), (1, 0, 5)],
 }
 ARMS = tuple(PHASES)
-FITTED = {
+FITTED: dict[str, list[Phase]] = {
     **{f"full batch lr/{k}": [(1 / k, 1, 10 * k)] for k in (1, 2, 4, 8)},
     "full batch wd 0": [(1, 0, 10)],
 }
