@@ -41,6 +41,7 @@ GREW = {
     "lab.run_side_by_side: chapter 8 trains three seeds as one net, in half the time": 128,
     "experiments, the ResNet-9-like net on photographs in bfloat16, with the arms of Figs 2, 4, 5 and 6": 59,
     "experiments, flights on thirty digits: convolutional and residual nets up to c = 32, for chapter 17": 26,
+    "experiments, a residual net that fits its digits, in full batch at four rates, for chapter 12": 26,
     "bookkit.draw: the drawings of Part I and of the front page": 275,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 439,
 }

@@ -1,7 +1,8 @@
 """The runs of Li, Lyu & Arora (2020) at the size of the paper, which chapters 11 to 14 draw.
 
 An arm is a list of phases: factors on learning rate and weight decay, and a length in units of 1/(lr * weight_decay)
-steps.
+steps. Size "digits" has arms of its own: full batch on 100 digits that the net fits, at four rates and without decay:
+python -m normcore.experiments intrinsic_lr --size digits --seeds 0 1 2
 """
 
 import math
@@ -19,7 +20,7 @@ from normcore.checks import checked_choice
 from normcore.experiments import stored
 from normcore.lab.data.dataset import Dataset
 from normcore.lab.training.loop import Batches, at_each_step
-from normcore.lab.training.probes import SWA, Probe, Stateful, direction, trainable, weight_norm
+from normcore.lab.training.probes import SWA, Probe, Stateful, accuracy_on, direction, trainable, weight_norm
 from normcore.norm_dynamics.monitor import NormMonitor
 
 Phase = tuple[float, float, float]
@@ -56,6 +57,11 @@ PHASES: dict[str, list[Phase]] = {
     "full batch": [(1, 1, 20), (1, 0, 5)],
 }
 ARMS = tuple(PHASES)
+FITTED: dict[str, list[Phase]] = {
+    **{f"full batch lr/{k}": [(1 / k, 1, 10 * k)] for k in (1, 2, 4, 8)},
+    "full batch wd 0": [(1, 0, 10)],
+}
+PHASES |= FITTED
 
 
 @dataclass(frozen=True)
@@ -75,15 +81,23 @@ class Setting(stored.Setting):
         return round(1 / (self.lr * self.weight_decay))
 
 
+@dataclass(frozen=True)
+class Fitted(Setting):
+    """Few images and a head long enough for the loss to come near zero."""
+
+    head_scale: float = 5.0
+
+
 PHOTOGRAPHS: dict[str, Any] = {"dataset": "image-folder", "image_size": 16, "train": 20_000, "test": 1000}
 SMALL = Setting(**PHOTOGRAPHS, depth=8, width=8, batch_size=64, weight_decay=8e-3, crop=2, full_batch=250)
 ON_DIGITS: dict[str, Any] = {"dataset": "digits", "depth": 8, "width": 4, "batch_size": 100}
 TINY = Setting(**ON_DIGITS, weight_decay=0.125, crop=0, flip=False, readings=2, full_batch=100)
+DIGITS = Fitted(**ON_DIGITS, test=100, lr=0.4, weight_decay=0.025, crop=0, flip=False, full_batch=100)
 
 
 def rates_of(arm: str, setting: Setting) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The learning rate and the weight decay of each step of an arm, (T,) each."""
-    checked_choice("arm", arm, list(ARMS))
+    checked_choice("arm", arm, list(PHASES))
     phases = PHASES[arm]
     lengths = [round(length * setting.unit) for _, _, length in phases]
     lr, weight_decay = (np.repeat([phase[i] for phase in phases], lengths) for i in (0, 1))
@@ -133,18 +147,22 @@ def train_arm(
     At every reading, the first before step 0: "step", "lr", "weight_decay", "norm", "rho", "angle", "grad_sq_norm" (means
     over about 1/(lr wd) steps), "test_accuracy", "test_loss", "swa_accuracy" (average over the last phase, or over the
     second half of an only one), "chord" (from the middle of the first phase); since the reading before: "train_loss"
-    (mean), "worst_loss" (highest batch loss), both nan at the first. Other options are those of `lab.train`.
+    (mean), "worst_loss" (highest batch loss), both nan at the first. Of arms that fit, 250 readings of "step", "norm",
+    "test_accuracy", "worst_loss" and "train_accuracy". Other options are those of `lab.train`.
     """
     lr, weight_decay = rates_of(arm, setting)
     seed += 1_000 * (1 + list(DRAWN).index(arm)) if arm in DRAWN else 0
-    steps, every, unit = len(lr), max(1, setting.unit // setting.readings), setting.unit
-    if arm == "full batch":
+    steps, unit = len(lr), setting.unit
+    every = max(1, steps // 250 if arm in FITTED else unit // setting.readings)
+    if arm.startswith("full batch"):
         data = data.subset(train=setting.full_batch, seed=seed)
         batches: Batches = [(data.x_train, data.y_train)] * steps
     else:
         draw, crop, flip = (steps, setting.batch_size, seed), setting.crop, setting.flip
         batches = data.batches(*draw, replacement=False, crop=crop, flip=flip)
     net = stored.residual_net(setting, data, seed)
+    if isinstance(setting, Fitted):
+        net[-1].weight.data *= setting.head_scale  # type: ignore[index]
     optimizer = torch.optim.SGD(trainable(net), lr=setting.lr, weight_decay=setting.weight_decay)
     first, last = (round(PHASES[arm][i][2] * unit) for i in (0, -1))
     averaging = steps // 2 if len(PHASES[arm]) == 1 else steps - last
@@ -154,12 +172,14 @@ def train_arm(
         "swa_accuracy": SWA(data.x_test, data.y_test, first=averaging // every, chunk=stored.CHUNK),
         "chord": Chord(first // 2 // every),
     }
+    if arm in FITTED:
+        probes["train_accuracy"] = accuracy_on(data.x_train, data.y_train)
     options |= {"before_step": at_each_step(optimizer, lr=lr, weight_decay=weight_decay), "folder": folder}
     history = stored.fit(net, optimizer, batches, data, every=every, probes=probes, **options)
     pieces = [history.loss[a:b] for a, b in pairwise(history.step)]
     at = np.minimum(history.step, steps - 1)
     names = ("norm", "test_accuracy", "test_loss", "swa_accuracy", "chord")
-    records = {
+    records: dict[str, Any] = {
         "step": history.step,
         "lr": lr[at],
         "weight_decay": weight_decay[at],
@@ -168,7 +188,11 @@ def train_arm(
         "train_loss": [math.nan, *(piece.mean() for piece in pieces)],
         "worst_loss": [math.nan, *(piece.max() for piece in pieces)],
     }
+    if arm in FITTED:
+        kept = {name: records[name] for name in ("step", "norm", "test_accuracy", "worst_loss")}
+        records = kept | {"train_accuracy": history["train_accuracy"]}
     return records, history.diverged_at
 
 
-RUNS = stored.LongRuns("intrinsic_lr", {"paper": Setting(), "small": SMALL, "tiny": TINY}, ARMS, train_arm)
+SETTINGS = {"paper": Setting(), "small": SMALL, "digits": DIGITS, "tiny": TINY}
+RUNS = stored.LongRuns("intrinsic_lr", SETTINGS, ARMS, train_arm, {"digits": tuple(FITTED)})

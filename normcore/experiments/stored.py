@@ -19,7 +19,7 @@ import platform
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,7 @@ class LongRuns:
     settings: Mapping[str, Any]  # "paper", "small" and "tiny" -> what all runs share
     arms: Sequence[str]  # what distinguishes the runs, seeds apart
     train_arm: Callable[..., tuple[Mapping[str, Any], int | None]]
+    own_arms: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of a size that has others
 
     def file(self, size: str) -> Path:
         """Where the results of "paper" and "small" go: the chapters read them there."""
@@ -293,7 +294,7 @@ def command_line(runs: LongRuns, description: str, arguments: Sequence[str]) -> 
     have, data = load(out), None
     done = {(run["arm"], run["seed"]) for run in have.runs} if have else set()
     for seed in given.seeds:
-        for arm in given.arms:
+        for arm in given.arms or runs.own_arms.get(given.size, runs.arms):
             if (arm, seed) in done:
                 print(f"stored before: {arm}, seed {seed}", flush=True)
                 continue
@@ -315,7 +316,8 @@ def _parser(runs: LongRuns, description: str) -> argparse.ArgumentParser:
     add("--data", default="data", help="folder of the data set (default: data)")
     add("--dataset", default="", help="another than the size's, by its name in lab.load_dataset")
     add("--download", action="store_true", help="let torchvision fetch missing files")
-    add("--arms", nargs="+", choices=runs.arms, default=runs.arms, metavar="ARM")
+    choices = [*runs.arms, *(arm for arms in runs.own_arms.values() for arm in arms)]
+    add("--arms", nargs="+", choices=choices, metavar="ARM")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--compile", action="store_true", help="torch.compile with CUDA graphs")

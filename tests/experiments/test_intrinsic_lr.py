@@ -159,6 +159,39 @@ def test_full_batch_against_a_loop_by_hand(digits):
     assert (np.diff(records["norm"][without]) >= 0).all(), "without decay the norm cannot fall"
 
 
+def test_arms_that_fit_differ_in_the_rate_alone():
+    unit = runs.DIGITS.unit
+    for arm, k in zip(runs.FITTED, (1, 2, 4, 8), strict=False):
+        lr, wd = runs.rates_of(arm, runs.DIGITS)
+        assert len(lr) == 10 * k * unit and (lr == 0.4 / k).all() and (wd == 0.025).all()
+    lr, wd = runs.rates_of("full batch wd 0", runs.DIGITS)
+    assert (lr == 0.4).all() and (wd == 0.0).all()
+    assert runs.RUNS.own_arms["digits"] == tuple(runs.FITTED) and not set(runs.FITTED) & set(runs.ARMS)
+
+
+def test_an_arm_that_fits_against_a_loop_by_hand(digits):
+    setting = replace(runs.DIGITS, weight_decay=1.0)  # a unit of 2 steps
+    records, _ = runs.train_arm("full batch lr/2", 1, setting, digits, progress=False)
+    few, net = digits.subset(train=100, seed=1), lab.preresnet(8, width=4, seed=1)
+    net[-1].weight.data.mul_(5.0)
+    optimizer = torch.optim.SGD(lab.trainable(net), lr=0.2, weight_decay=1.0)
+    losses, accuracies, norms = [], [], []
+    for _ in range(40):
+        optimizer.zero_grad()
+        outputs = net(few.x_train)
+        accuracies.append(float((outputs.argmax(dim=1) == few.y_train).double().mean()))
+        norms.append(lab.weight_norm(net))
+        loss = torch.nn.functional.cross_entropy(outputs, few.y_train)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_array_equal(records["step"], np.arange(41))
+    np.testing.assert_allclose(records["worst_loss"][1:6], losses[:5], rtol=1e-4)
+    np.testing.assert_allclose(records["norm"][:5], norms[:5], rtol=1e-5)
+    np.testing.assert_allclose(records["train_accuracy"][:5], accuracies[:5], atol=0.02)
+    assert set(records) == {"step", "norm", "test_accuracy", "worst_loss", "train_accuracy"}
+
+
 def test_a_run_goes_on_from_its_checkpoint(digits, tmp_path, monkeypatch):
     whole, _ = runs.train_arm("lr/4 wd*4", 1, SHORT, digits, progress=False)
     chord, calls = runs.Chord.__call__, []

@@ -1,5 +1,6 @@
 """The command line of long runs, on an experiment that only counts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,16 @@ def counted(log, fails_at=None):
 
 def tiny(tmp_path, *more):
     return ["--size", "tiny", "--device", "cpu", "--work", str(tmp_path), *more]
+
+
+def test_a_size_may_have_arms_of_its_own(tmp_path, capsys):
+    log = []
+    runs = replace(counted(log), own_arms={"tiny": ("e",)})
+    assert command_line(runs, "text", tiny(tmp_path, "--seeds", "0")) == 0
+    assert command_line(runs, "text", tiny(tmp_path, "--seeds", "1", "--arms", "d")) == 0
+    assert [entry[:2] for entry in log] == [("e", 0), ("d", 1)]
+    with pytest.raises(SystemExit):
+        command_line(runs, "text", tiny(tmp_path, "--arms", "f"))
 
 
 def test_every_arm_and_seed_is_run_once_and_stored(tmp_path, capsys):
