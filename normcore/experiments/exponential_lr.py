@@ -120,7 +120,9 @@ def train_arm(
     first, net = FirstStepAngle(epoch), None
     first, images = FirstStepAngle(epoch), data.pixels_train
     if isinstance(setting, Photographs):
-        net = resnet9(setting.width, setting.head_scale, images.shape[1], data.classes, seed).to(images.device)
+        net = resnet9(setting.width, setting.head_scale, images.shape[1], data.classes, seed).to(
+            images.device
+        )
         options = {"autocast": torch.bfloat16 if setting.autocast else None, "channels_last": True, **options}
     else:
         net = stored.residual_net(setting, data, seed)
