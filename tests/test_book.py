@@ -67,6 +67,15 @@ def test_the_stored_titles_of_pages_carry_number_and_title_of_the_chapter():
         assert f"book/{path.stem}: {int(path.stem[:2])}. {heading} — normcore\n" in stored
 
 
+def test_links_to_chapters_carry_their_numbers_and_the_readme_has_one_to_each():
+    link = re.compile(r"\[(?:[Cc]hapter )?(\d+)\]\((?:book/|\.\./)?(\d\d)_\w+\.ipynb")
+    pages = [ROOT / "README.md", *sorted((ROOT / "book").rglob("*.md")), *PATHS]
+    found = {page.name: link.findall(page.read_text(encoding="utf-8")) for page in pages}
+    wrong = {name: [each for each in links if int(each[0]) != int(each[1])] for name, links in found.items()}
+    assert not any(wrong.values()), wrong
+    assert {number for _, number in found["README.md"]} == {path.name[:2] for path in PATHS}
+
+
 def test_all_chapters_share_one_set_up_cell():
     cells = {
         next(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
