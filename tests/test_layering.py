@@ -55,7 +55,6 @@ ALSO = {
     "EquivalentSchedule": "what the schedule functions return",
     "InvarianceReport": "what scale_invariance returns",
     "ScalingSymmetries": "what scaling_symmetries returns",
-    "SharpnessMonitor": "curvature during training, as the edges of Part III ask for",
     "hessian_eigenvalues": "how many directions a rate is too large for, not only whether one is",
     "hessian_trace": "the mean curvature, which gradient noise feels, beside the largest",
     "convert_checkpoint": "a finished run goes on in the other gauge",
