@@ -20,14 +20,16 @@ from normcore.sharded import Totals, is_sharded, part_of_gradient, parts, reshar
 class NormMonitor:
     """Log how far the weights of each group and each tensor are from the equilibrium of weight decay.
 
-    Two step hooks read norms at every `every`-th step and leave weights, gradients and the optimizer as they
-    are. They cost element-wise work only (one copy of the weights, three norms of them, one of the gradients) and
-    never wait for the device (unless lr is itself a tensor on it); `log()` does, once. A step counts once, also
-    where torch calls its hooks twice (in a subclass whose `step` calls torch's own) and after one that raised.
+    Two step hooks read norms at every `every`-th step and leave weights, gradients and state as they are; until
+    `close()` they wrap the optimizer's `step`. They cost element-wise work only (one copy of the weights, three norms
+    of them, one of the gradients) and never wait for the device (unless lr is itself a tensor on it); `log()` does,
+    once. A step counts once, also where torch calls its hooks twice (in a subclass whose `step` calls torch's own) and
+    after one that raised.
 
     Each name of `log()` is "group0/..." or "<tensor's name>/...", followed by
 
-    * norm: |w| after the last reading's step. grad_norm: |g| of that step, as the optimizer gets it.
+    * norm: |w| after the last reading's step. grad_norm: |g| of that step, as the optimizer gets it (from a closure
+      that is called more than once, the first).
     * effective_lr, intrinsic_lr: see the functions of these names. AdamW: lr/|w|, lr*weight_decay.
     * angle: by which that step turned w, radians.
     * rho: mean|dw|^2 over what it is at equilibrium at the same |w|; below 1 the norm falls, above 1 it grows. For
