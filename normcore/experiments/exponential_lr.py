@@ -117,12 +117,10 @@ def train_arm(
     "norm". Other options are those of `lab.train`.
     """
     epoch = len(data.y_train) // setting.batch_size
-    first, net = FirstStepAngle(epoch), None
     first, images = FirstStepAngle(epoch), data.pixels_train
     if isinstance(setting, Photographs):
-        net = resnet9(setting.width, setting.head_scale, images.shape[1], data.classes, seed).to(
-            images.device
-        )
+        shape = setting.width, setting.head_scale, images.shape[1], data.classes
+        net = resnet9(*shape, seed).to(images.device)
         options = {"autocast": torch.bfloat16 if setting.autocast else None, "channels_last": True, **options}
     else:
         net = stored.residual_net(setting, data, seed)
