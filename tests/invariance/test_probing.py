@@ -1,5 +1,8 @@
 """Evaluations that leave no trace."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,6 +115,20 @@ def test_a_reassigned_buffer_is_put_back():
         model(torch.ones(4, 2))
         assert model.mean.tolist() == [1.0, 1.0]
     assert model.mean is before and before.tolist() == [0.0, 0.0]
+
+
+def test_untouched_gives_all_generators_back():
+    model = nn.Linear(2, 1)
+    model.own = torch.Generator().manual_seed(1)
+
+    def draw():
+        own = torch.rand(1, generator=model.own)
+        return random.random(), np.random.rand(), torch.rand(1).item(), own.item()
+
+    with untouched(model):
+        within = draw()
+    assert draw() == within
+    assert all(a != b for a, b in zip(draw(), within, strict=True))
 
 
 def test_untouched_gives_gradients_back():

@@ -260,6 +260,24 @@ def test_other_optimizers_and_closures():
     assert monitor.log()["group0/grad_norm"] == pytest.approx(total, rel=1e-12)
 
 
+def test_a_closure_that_is_called_often_makes_one_step():
+    net, grads = Net(), []
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=4)
+    monitor, before = NormMonitor(optimizer, net), vector(net)
+
+    def closure():
+        backward(net, *batches(1)[0])
+        grads.append(math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters())))
+        return cross_entropy(net(batches(1)[0][0]), batches(1)[0][1])
+
+    optimizer.step(closure)
+    log, after = monitor.log(), vector(net)
+    assert monitor.steps == 1 and len(grads) > 2 and grads[0] != pytest.approx(grads[-1], rel=1e-3)
+    assert log["group0/grad_norm"] == pytest.approx(grads[0], rel=1e-12)
+    cosine = before @ after / np.linalg.norm(before) / np.linalg.norm(after)
+    assert log["group0/angle"] == pytest.approx(math.acos(cosine), rel=1e-7)
+
+
 class Logged(torch.optim.SGD):
     """What many write: torch's step with something around it. Torch calls the hooks of both steps."""
 
@@ -300,8 +318,9 @@ def test_a_step_counts_once(kind):
     assert math.isnan(log["group0/rho"]) == (kind is not torch.optim.SGD)  # a step of its own may be any rule
 
 
+@pytest.mark.parametrize("past_the_instance", [False, True])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, Logged])
-def test_a_step_that_raised_counts_when_it_is_made(kind):
+def test_a_step_that_raised_counts_when_it_is_made(kind, past_the_instance):
     def run(failures):
         net = Net()
         optimizer = kind(net.parameters(), lr=0.1, weight_decay=0.02)
@@ -313,7 +332,7 @@ def test_a_step_that_raised_counts_when_it_is_made(kind):
 
             if t in failures:
                 with pytest.raises(MemoryError):
-                    optimizer.step(closure)
+                    kind.step(optimizer, closure) if past_the_instance else optimizer.step(closure)
             backward(net, x, y)
             optimizer.step()
         assert monitor.steps == 10
