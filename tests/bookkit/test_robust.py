@@ -53,6 +53,17 @@ def test_a_claim_near_its_bound_is_weak_and_one_far_from_it_is_not():
     assert "margin 2.0 spreads" in weak({"E1/x": near})[0] and weak({"E1/x": far}) == []
 
 
+def test_kernels_that_move_nothing_do_not_make_a_margin_larger():
+    draws = {"seed 1": record(4.5), "seed 2": record(3.5), "seed 3": record(4)}
+    still = {name: record(4) for name in ("two threads", "last bit", "kernels of 2008", "kernels of 2013")}
+    apart = entry(record(4), draws)
+    assert entry(record(4), draws | still)["margin"] == apart["margin"] == pytest.approx(6**0.5, abs=5e-3)
+    moved = entry(
+        record(4), draws | {name: record(value) for name, value in zip(still, (3, 5, 3, 5), strict=True)}
+    )
+    assert moved["margin"] < apart["margin"]  # what only kernels move counts too
+
+
 def test_a_finding_that_a_relation_fails_keeps_its_distance_too():
     found = entry(
         record(9, "did not hold"), {"a": record(10, "did not hold"), "b": record(8, "did not hold")}
