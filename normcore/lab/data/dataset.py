@@ -173,7 +173,7 @@ def load_dataset(
 
     - "digits": scikit-learn's 1,797 handwritten digits, 8x8 pixels, which come with the package; 1,200 for
       training, in a fixed random order.
-    - "mnist1d": 4,000 + 1,000 signals of length 40, ten classes, generated in a second.
+    - "mnist1d": 4,000 + 1,000 signals of length 40, ten classes, generated in a few seconds.
     - "mnist", "fashion-mnist", "cifar10", "cifar100": torchvision's, with its files and checksums.
     - "image-folder": any directory of images, root/train/CLASS/FILE and root/test/CLASS/FILE, or root/CLASS/FILE,
       of which a fifth of each class is for testing. Colour, in a fixed random order.
