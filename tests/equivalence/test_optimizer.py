@@ -287,13 +287,15 @@ def test_value_clipping_in_ordinary_units():
     assert eval_gap(models) < GAP
 
 
+@pytest.mark.parametrize("attached", [0, 6])
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "adamw"])
-def test_parameters_without_gradient_stay_where_they_are(name):
-    """Each hidden weight sits out some steps, the first one included: torch then leaves weight and buffer
-    alone."""
+def test_parameters_without_gradient_stay_where_they_are(name, attached):
+    """Each hidden weight sits out some steps, the first one under ExpLR included, with a buffer that it has by then or
+    not: torch leaves weight and buffer alone."""
     models, optimizers = pair(OPTIMIZERS[name])
-    nc.ExpLR(optimizers[1], models[1])
     for t, (x, y) in enumerate(batches(40)):
+        if t == attached:
+            nc.ExpLR(optimizers[1], models[1])
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
