@@ -216,7 +216,8 @@ def watched(file, notes):
 
     def work():
         watch = Watch()
-        ask([file], watch)
+        if ask([file], watch) not in (0, 5) and not watch.failed:  # 5: no test there
+            raise SystemExit(f"{file} cannot be read")
         libraries = [
             n for n, m in sys.modules.items() if "site-packages" in (getattr(m, "__file__", "") or "")
         ]
@@ -300,8 +301,9 @@ def attempt(file, changed, tests, moment):
 
 def work_in_copy(folder):
     """Copy the code and its tests, and work there: imports and relative paths mean the copy."""
-    for part in ("normcore", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("normcore", "tests", "book"):  # a test reads a page of the book
+        ignored = shutil.ignore_patterns("__pycache__", "*.ipynb")
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
