@@ -141,7 +141,7 @@ def test_every_requirement_has_its_reason():
 def test_what_pip_installs_brings_the_rows_of_the_scoreboard():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     files = [path for pattern in data["normcore"] for path in (ROOT / "normcore").glob(pattern)]
-    assert {"rows.json", "normcore.mplstyle", "py.typed"} <= {path.name for path in files}
+    assert {"rows.json", "normcore.mplstyle", "py.typed", "digits.npz"} <= {path.name for path in files}
 
 
 def test_the_source_distribution_is_the_whole_project():

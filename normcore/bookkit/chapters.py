@@ -278,8 +278,12 @@ def execute_chapter(path: Path, lines: str) -> Executed:
 
 
 def named(root: Path, names: Sequence[str] | None) -> list[Path]:
-    """The chapters whose file names begin with one of these ("02", "16"); by default all."""
-    return [p for p in chapter_paths(root) if not names or any(p.stem.startswith(name) for name in names)]
+    """The chapters whose file names begin with one of these ("02", "16"), in that order; by default all."""
+    paths = chapter_paths(root)
+    found = {name: [path for path in paths if path.stem.startswith(name)] for name in names or [""]}
+    if absent := [name for name in names or [] if not found[name]]:
+        raise ValueError(f"names: no chapter of {[p.stem for p in paths]} begins with {absent[0]!r}")
+    return list(dict.fromkeys(path for those in found.values() for path in those))
 
 
 def execute_all(root: Path, destination: Path, names: Sequence[str] | None = None) -> bool:

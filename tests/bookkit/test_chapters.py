@@ -64,6 +64,10 @@ def test_some_chapters_can_be_named(executed):
     root, printed = executed
     assert "05" not in re.findall(r"^\w+ +(\d\d)", printed, re.MULTILINE) != []
     assert not (root / "out" / "book" / "05.ipynb").exists()
+    order = [path.stem for path in chapters.named(root, ["03", "0"])]
+    assert order == ["03_broken", "01_good", "02_bad", "04_dead", "05"]
+    with pytest.raises(ValueError, match=r"names: no chapter of \['01_good', .*\] begins with '8'"):
+        chapters.named(root, ["03", "8"])
 
 
 THERE = INSTALL.format(url="https://a.example/b")

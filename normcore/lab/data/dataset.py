@@ -171,8 +171,8 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by name, whole, onto the device.
 
-    - "digits": scikit-learn's 1,797 handwritten digits, 8x8 pixels, which come with the package; 1,200 for
-      training, in a fixed random order.
+    - "digits": 1,797 handwritten digits, 8x8 pixels, which come with the package; 1,200 for training, in a fixed
+      random order.
     - "mnist1d": 4,000 + 1,000 signals of length 40, ten classes, generated in a few seconds.
     - "mnist", "fashion-mnist", "cifar10", "cifar100": torchvision's, with its files and checksums.
     - "image-folder": any directory of images, root/train/CLASS/FILE and root/test/CLASS/FILE, or root/CLASS/FILE,
@@ -196,8 +196,8 @@ def load_dataset(
         Dataset('digits', train=(1200, 1, 8, 8), test=(597, 1, 8, 8), classes=10)
 
     Source:
-        digits: Alpaydin & Kaynak 1998; mnist1d: Greydanus & Kobak, arXiv 2011.14439; MNIST: LeCun et al. 1998;
-        Fashion-MNIST: arXiv 1708.07747; CIFAR: Krizhevsky 2009.
+        digits: Alpaydin & Kaynak 1998, doi 10.24432/C50P49 (CC BY 4.0); mnist1d: Greydanus & Kobak, arXiv
+        2011.14439; MNIST: LeCun et al. 1998; Fashion-MNIST: arXiv 1708.07747; CIFAR: Krizhevsky 2009.
 
     """
     require_type("dtype", dtype, torch.dtype, "a torch.dtype")
