@@ -43,6 +43,7 @@ GREW = {
     "experiments, flights on thirty digits: convolutional and residual nets up to c = 32, for chapter 17": 26,
     "experiments, a residual net that fits its digits, in full batch at four rates, for chapter 12": 26,
     "bookkit.draw: the drawings of Part I and of the front page": 275,
+    "bookkit.warm: kernels that are forked, a fifth less of the book's processor time": 93,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 439,
 }
 """What came after the house was built, in lines, each with its need."""
@@ -155,7 +156,7 @@ def test_every_room_has_its_tests_and_stays_short(path):
 def test_the_package_stays_small():
     files = list(PACKAGE.rglob("*.py"))
     code = [path for path in files if len(path.read_text().splitlines()) > 1]
-    assert len(code) <= 65
+    assert len(code) <= 66  # 65, and bookkit.warm
     assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES
     tops = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
     rooms = {path.stem for path in tops} - DOORS

@@ -177,6 +177,7 @@ def execute_notebook(notebook: Notebook, folder: Path) -> tuple[float, str | Non
     client = NotebookClient(
         notebook,
         timeout=cell_timeout(),
+        startup_timeout=600,  # a busy machine is waited for
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,

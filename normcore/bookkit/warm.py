@@ -1,0 +1,93 @@
+"""Kernels that are there at once: forks of a process that has torch and the laboratory in it already.
+
+A provisioner of Jupyter's, chosen by JUPYTER_DEFAULT_PROVISIONER_NAME=normcore-warm, as `make book` and `make test` do:
+a fresh kernel needs ten seconds of a 2 GHz processor for what it imports.
+"""
+
+import os
+from collections.abc import Mapping
+from multiprocessing import get_all_start_methods, get_context
+from typing import Any
+
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+PRELOADED = ["nbclient", "ipykernel.kernelapp", "torch._dynamo", "normcore.bookkit", "normcore.lab"]
+"""The second half of torch comes with the first step of an optimizer; a forked process imports its parent's main module,
+and nbclient with it."""
+
+OWN = ("NORMCORE_", "JPY_", "PYTEST_")
+"""Variables that nothing reads while it is imported: they may be others than those of the process that is forked."""
+
+STARTED: dict[str, str] = {}
+"""The environment in which the process that is forked was begun."""
+
+
+def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(OWN)}
+
+
+def _context() -> Any:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+class Warm(LocalProvisioner):
+    """Fork kernels of this Python; any other, or in another environment, is started afresh."""
+
+    process: Any = None
+
+    async def pre_launch(self, **options: Any) -> Any:
+        """Begin the process that is forked, and only then choose ports, which somebody might take in those ten seconds."""
+        if not STARTED and "forkserver" in get_all_start_methods():
+            STARTED.update(_fixed(os.environ))
+            _Child(_context().Process(target=int)).wait()
+        return await super().pre_launch(**options)
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
+        """Start a kernel as `cmd` would."""
+        environment = options.get("env") or dict(os.environ)
+        if cmd[1:3] != ["-m", "ipykernel_launcher"] or _fixed(environment) != STARTED:
+            return await super().launch_kernel(cmd, **options)
+        self.process = _Child(
+            _context().Process(target=serve, args=(cmd[3:], options.get("cwd"), environment))
+        )
+        self.pid = self.process.pid
+        return self.connection_info
+
+
+class _Child:
+    """A process of multiprocessing with the words of subprocess.Popen that a provisioner uses."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: Any) -> None:
+        process.start()
+        self.pid, self.process = process.pid, process
+
+    def poll(self) -> int | None:
+        code: int | None = self.process.exitcode
+        return code
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        if self.process.is_alive():
+            os.kill(self.pid, number)
+
+
+def serve(arguments: list[str], folder: str | None, environment: dict[str, str]) -> None:
+    """Be the kernel, in the forked process."""
+    import matplotlib as mpl
+    from ipykernel.kernelapp import launch_new_instance
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder or ".")
+    mpl.rcParams["backend"] = (
+        "module://matplotlib_inline.backend_inline"  # as ipykernel tells one yet to be imported
+    )
+    parent = f"--IPKernelApp.parent_handle={os.getppid()}"  # it ends with the process it was forked from
+    launch_new_instance([*arguments, parent])

@@ -1,0 +1,62 @@
+"""Kernels that are forked: what they show is what a fresh kernel shows, and where they could not know better they are fresh."""
+
+import multiprocessing
+
+import pytest
+from book_files import bare
+
+from normcore.bookkit.chapters import execute_notebook
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver here"
+    ),
+]
+
+CELLS = [
+    "import os, sys\nprint('torch' in sys.modules)",
+    "print(os.getcwd(), os.environ.get('NORMCORE_SEED'), os.environ['OMP_NUM_THREADS'])",
+    "import torch\nfrom normcore import bookkit\nfrom normcore.bookkit import plots\nprofile = bookkit.setup()",
+    "torch.manual_seed(0)\ntorch.rand(2)",
+    "with plots.panels(1) as ax:\n    ax.plot([0, 1])",
+]
+
+
+def shown(folder):
+    """What a notebook of these cells shows, executed in this folder."""
+    notebook = bare(*CELLS)
+    _, error = execute_notebook(notebook, folder)
+    assert error is None
+    return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture
+def warm(monkeypatch):
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "normcore-warm")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+
+
+def test_a_forked_kernel_shows_what_a_fresh_one_shows(warm, monkeypatch, tmp_path):
+    first = shown(tmp_path)
+    monkeypatch.setenv("NORMCORE_SEED", "3")
+    seeded = shown(tmp_path)
+    assert first[0][0].text == seeded[0][0].text == "True\n"  # torch was there at once
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "local-provisioner")
+    fresh = shown(tmp_path)
+    assert fresh[0][0].text == "False\n"
+    assert fresh[1:] == seeded[1:] and str(tmp_path) + " 3 1" in seeded[1][0].text
+    assert "image/png" in fresh[-1][0].data and first[3] != seeded[3]
+
+
+def test_what_is_read_while_torch_is_imported_needs_a_fresh_kernel(warm, monkeypatch, tmp_path):
+    shown(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    told = shown(tmp_path)
+    assert told[0][0].text == "False\n" and told[1][0].text.endswith(" None 2\n")
+
+
+def test_a_forked_kernel_that_dies_is_missed(warm, tmp_path):
+    _, error = execute_notebook(bare("1", "import os; os._exit(1)"), tmp_path)
+    assert "DeadKernelError" in error
