@@ -1,5 +1,6 @@
 """One thread: two cores are shared by two test workers, and sums keep their order. Real photographs."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,6 +11,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # until all is imported and collected: nothing of that is garbage
+
+
+def pytest_collection_finish():
+    """Searching half a million objects, which stay, for garbage again and again takes longer than many a test."""
+    gc.freeze()
+    gc.enable()
+
 
 SCRIPTS = ["integrations/two_trainers.py", "mutate.py", "pdf.py"]
 """They need libraries which their own tests skip without, and have no examples."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import threading
 
@@ -130,26 +131,26 @@ def test_two_writers_wait_for_each_other(tmp_path):
     assert stored.load(path).seeds("a") == [0]
 
 
-WRITER = """
-import sys
-from normcore.experiments import stored
-print("ready", flush=True)
-for seed in range(15):
-    stored.add_run(sys.argv[1], {}, arm=sys.argv[2], seed=seed, records={"loss": [seed]})
-"""
+def write(path, arm, begun):
+    begun.set()
+    for seed in range(15):
+        stored.add_run(path, {}, arm=arm, seed=seed, records={"loss": [seed]})
 
 
 @pytest.mark.slow
 def test_two_commands_lose_no_run(tmp_path):
-    path = tmp_path / "runs.json"
-    writer = launch.begin(["-c", WRITER, path, "a"])
+    """The other process is forked: it would take longer to import torch than to write."""
+    path, context = tmp_path / "runs.json", multiprocessing.get_context("fork")
+    begun = context.Event()
+    writer = context.Process(target=write, args=(path, "a", begun))
+    writer.start()
     try:
-        assert writer.stdout.readline() == "ready\n"
-        for seed in range(15):
-            stored.add_run(path, {}, arm="b", seed=seed, records={"loss": [seed]})
-        assert writer.wait(timeout=launch.PATIENCE) == 0
+        assert begun.wait(launch.PATIENCE)
+        write(path, "b", begun)
+        writer.join(launch.PATIENCE)
+        assert writer.exitcode == 0
     finally:
-        launch.end(writer)
+        writer.kill()
     found = stored.load(path)
     assert found.seeds("a") == found.seeds("b") == list(range(15))
 

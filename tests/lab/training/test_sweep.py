@@ -59,17 +59,6 @@ def test_a_cell_that_raises_is_a_result():
     assert np.isnan(result["loss"][1]).all() and repr(result) == "Sweep(1 done, 1 raised)"
 
 
-@pytest.mark.slow
-def test_order_place_and_the_callers_generator_change_nothing():
-    cells = grid(lr=[0.1, 0.2], seed=[5, 6])
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    here = sweep(experiment, cells)
-    assert torch.equal(state, torch.get_rng_state()) and threads == torch.get_num_threads()
-    there = sweep(experiment, cells[::-1], workers=2)
-    assert here["draw"].tolist() == there["draw"].tolist()[::-1]
-    assert here["draw"][0] == here["draw"][2] != here["draw"][1]  # by seed
-
-
 def calls(folder):
     return sorted((folder / "calls").read_text().split())
 
@@ -197,6 +186,20 @@ def test_an_interrupted_sweep_keeps_what_was_finished_and_leaves_no_process(tmp_
     assert (
         len([path for path in begun.iterdir() if path.name[0] in "0123"]) == 4
     )  # none of these was computed twice
+
+
+# The next three tests stand together: workers that one of them leaves idle serve the next, and need not import torch.
+
+
+@pytest.mark.slow
+def test_order_place_and_the_callers_generator_change_nothing():
+    cells = grid(lr=[0.1, 0.2], seed=[5, 6])
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    here = sweep(experiment, cells)
+    assert torch.equal(state, torch.get_rng_state()) and threads == torch.get_num_threads()
+    there = sweep(experiment, cells[::-1], workers=2)
+    assert here["draw"].tolist() == there["draw"].tolist()[::-1]
+    assert here["draw"][0] == here["draw"][2] != here["draw"][1]  # by seed
 
 
 @pytest.mark.slow
