@@ -32,8 +32,17 @@ def _context() -> Any:
     return context
 
 
+def may_fork(command: list[str], environment: Mapping[str, str]) -> bool:
+    """Whether a kernel may be a fork: of this Python, in the environment of the process forked, and without a GPU.
+
+    CUDA does not survive a fork once anything has asked for it.
+    """
+    usual = command[1:3] == ["-m", "ipykernel_launcher"] and _fixed(environment) == STARTED
+    return usual and environment.get("NORMCORE_PROFILE") != "gpu"
+
+
 class Warm(LocalProvisioner):
-    """Fork kernels of this Python; any other, or in another environment, is started afresh."""
+    """Fork the kernels that may be forks, and start others afresh."""
 
     process: Any = None
 
@@ -47,7 +56,7 @@ class Warm(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
         """Start a kernel as `cmd` would."""
         environment = options.get("env") or dict(os.environ)
-        if cmd[1:3] != ["-m", "ipykernel_launcher"] or _fixed(environment) != STARTED:
+        if not may_fork(cmd, environment):
             return await super().launch_kernel(cmd, **options)
         self.process = _Child(
             _context().Process(target=serve, args=(cmd[3:], options.get("cwd"), environment))

@@ -6,6 +6,7 @@ import pytest
 from book_files import bare
 
 from normcore.bookkit.chapters import execute_notebook
+from normcore.bookkit.warm import may_fork
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,6 +34,8 @@ def shown(folder):
 
 @pytest.fixture
 def warm(monkeypatch):
+    """As in `make book`, whatever other tests have left in the environment."""
+    monkeypatch.setattr("normcore.bookkit.warm.STARTED", {})
     monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "normcore-warm")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
@@ -55,6 +58,16 @@ def test_what_is_read_while_torch_is_imported_needs_a_fresh_kernel(warm, monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     told = shown(tmp_path)
     assert told[0][0].text == "False\n" and told[1][0].text.endswith(" None 2\n")
+
+
+def test_who_may_be_a_fork(monkeypatch):
+    monkeypatch.setattr("normcore.bookkit.warm.STARTED", {"OMP_NUM_THREADS": "1"})
+    one = {"OMP_NUM_THREADS": "1", "NORMCORE_SEED": "3", "JPY_PARENT_PID": "7"}
+    here = ["python", "-m", "ipykernel_launcher", "-f", "kernel.json"]
+    assert may_fork(here, one) and may_fork(here, one | {"NORMCORE_PROFILE": "full"})
+    assert not may_fork(["node", "kernel.js"], one)
+    assert not may_fork(here, one | {"OMP_NUM_THREADS": "2"}) and not may_fork(here, {})
+    assert not may_fork(here, one | {"NORMCORE_PROFILE": "gpu"})  # CUDA does not survive a fork
 
 
 def test_a_forked_kernel_that_dies_is_missed(warm, tmp_path):
