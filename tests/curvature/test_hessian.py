@@ -402,7 +402,10 @@ def test_what_people_measure(name):
     exact = float(torch.linalg.eigvalsh((by_differences + by_differences.T) / 2)[-1])
     found = hessian_top_eigenvalue(model, loss_fn, (x, y))
     assert found.converged and abs(found.value / exact - 1) < 1e-5
-    assert found.method == ("finite_difference" if name == "CTC" else "double_backward")
+    old = torch.__version__.startswith("2.4")  # which has no second derivative of grid_sample
+    assert found.method == (
+        "finite_difference" if name == "CTC" or (old and name == "grid_sample") else "double_backward"
+    )
 
 
 def test_sparse_embeddings_are_refused():
