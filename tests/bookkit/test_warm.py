@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 from book_files import bare
+from jupyter_client.provisioning import KernelProvisionerFactory
 
 from normcore.bookkit.chapters import execute_notebook
 from normcore.bookkit.warm import may_fork
@@ -32,11 +33,17 @@ def shown(folder):
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def choose(monkeypatch, provisioner):
+    """As JUPYTER_DEFAULT_PROVISIONER_NAME does, which is read before the first kernel of a process only."""
+    monkeypatch.setattr(KernelProvisionerFactory.instance(), "default_provisioner_name", provisioner)
+
+
 @pytest.fixture
 def warm(monkeypatch):
     """As in `make book`, whatever other tests have left in the environment."""
+    choose(monkeypatch, "normcore-warm")
     monkeypatch.setattr("normcore.bookkit.warm.STARTED", {})
-    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "normcore-warm")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
 
@@ -46,7 +53,7 @@ def test_a_forked_kernel_shows_what_a_fresh_one_shows(warm, monkeypatch, tmp_pat
     monkeypatch.setenv("NORMCORE_SEED", "3")
     seeded = shown(tmp_path)
     assert first[0][0].text == seeded[0][0].text == "True\n"  # torch was there at once
-    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "local-provisioner")
+    choose(monkeypatch, "local-provisioner")
     fresh = shown(tmp_path)
     assert fresh[0][0].text == "False\n"
     assert fresh[1:] == seeded[1:] and str(tmp_path) + " 3 1" in seeded[1][0].text
