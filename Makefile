@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 SOURCE := _build/src
-# Kernels forked from a process that has torch already: ten seconds less of a processor for every chapter.
+# Kernels forked from a process that has torch already: nine seconds less of a processor for every chapter.
 WARM    = JUPYTER_DEFAULT_PROVISIONER_NAME=normcore-warm
 RENDER  = cd $(SOURCE) && ../../$(BIN)/jupyter-book build . --path-output ../.. -W -n --keep-going -q
 NBVAL   = --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \

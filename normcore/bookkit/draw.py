@@ -15,7 +15,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 from matplotlib.patheffects import withStroke
 
@@ -273,8 +272,8 @@ def write(folder: Path) -> None:
     plots.use_style()
     with mpl.rc_context({"svg.hashsalt": "normcore"}):
         for picture in (two_runs, rates, norms, losses, mark):
-            figure = picture().figure
-            assert isinstance(figure, Figure)
+            picture()
+            figure = plt.gcf()
             about: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
             figure.savefig(folder / f"{picture.__name__}.svg", facecolor=figure.get_facecolor(), **about)
             plt.close(figure)

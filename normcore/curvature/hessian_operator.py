@@ -13,6 +13,7 @@ from normcore.curvature.operator import EigenResult, SymmetricOperator, default_
 from normcore.curvature.snapshot import Snapshot, derivable_once, flatten, grad
 
 METHODS = ("auto", "double_backward", "jvp_grad", "finite_difference")
+NO_FORWARD = ("saved tensor hooks", "jvp function", "setup_context")  # torch's words for it
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -122,10 +123,12 @@ class HessianOperator(SymmetricOperator):
         try:
             product: dict[str, Tensor] = torch.func.jvp(torch.func.grad(loss), (values, *target), tangents)[1]
         except RuntimeError as error:
-            known = "saved tensor hooks", "jvp function"  # the words of torch, and those of torch 2.4
-            if not any(word in str(error) for word in known):
+            if not any(word in str(error) for word in NO_FORWARD):
                 raise
-            raise ValueError("method must not be 'jvp_grad' under activation checkpointing") from error
+            where = (
+                "under activation checkpointing, or with an autograd.Function that has no forward derivative"
+            )
+            raise ValueError(f"method must not be 'jvp_grad' {where}") from error
         return flatten(product[n] for n in values)
 
     def _gradient(self, shift: Tensor, x: Any, y: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Kernels that are forked: what they show is what a fresh kernel shows, and where they could not know better they are fresh."""
 
-import multiprocessing
+import sys
 
 import pytest
 from book_files import bare
@@ -11,9 +11,7 @@ from normcore.bookkit.warm import may_fork
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        "forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver here"
-    ),
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
 ]
 
 CELLS = [
@@ -70,9 +68,9 @@ def test_what_is_read_while_torch_is_imported_needs_a_fresh_kernel(warm, monkeyp
 def test_who_may_be_a_fork(monkeypatch):
     monkeypatch.setattr("normcore.bookkit.warm.STARTED", {"OMP_NUM_THREADS": "1"})
     one = {"OMP_NUM_THREADS": "1", "NORMCORE_SEED": "3", "JPY_PARENT_PID": "7"}
-    here = ["python", "-m", "ipykernel_launcher", "-f", "kernel.json"]
+    here = [sys.executable, "-m", "ipykernel_launcher", "-f", "kernel.json"]
     assert may_fork(here, one) and may_fork(here, one | {"NORMCORE_PROFILE": "full"})
-    assert not may_fork(["node", "kernel.js"], one)
+    assert not may_fork(["node", "kernel.js"], one) and not may_fork(["/other/python", *here[1:]], one)
     assert not may_fork(here, one | {"OMP_NUM_THREADS": "2"}) and not may_fork(here, {})
     assert not may_fork(here, one | {"NORMCORE_PROFILE": "gpu"})  # CUDA does not survive a fork
 
@@ -80,3 +78,9 @@ def test_who_may_be_a_fork(monkeypatch):
 def test_a_forked_kernel_that_dies_is_missed(warm, tmp_path):
     _, error = execute_notebook(bare("1", "import os; os._exit(1)"), tmp_path)
     assert "DeadKernelError" in error
+
+
+def test_a_forked_kernel_can_be_interrupted(warm, monkeypatch, tmp_path):
+    monkeypatch.setenv("NORMCORE_CELL_TIMEOUT", "2")
+    _, error = execute_notebook(bare("1", "import time; time.sleep(600)"), tmp_path)
+    assert error.startswith("cell 2: CellTimeoutError")

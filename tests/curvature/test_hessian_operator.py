@@ -72,6 +72,43 @@ def test_auto_goes_to_differences_where_there_is_one_derivative_only():
         HessianOperator(net, cross_entropy, (x, y), "double_backward") @ v
 
 
+class WithoutSetup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class WithSetup(WithoutSetup):
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+
+@pytest.mark.parametrize("function", [WithoutSetup, WithSetup])
+def test_a_function_without_forward_derivative_is_named(function):
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3).double(), torch.randn(9, 4).double()
+    batch = x, labels(x)[0]
+    wrapped = lambda f, y: cross_entropy(function.apply(f), y)  # noqa: E731
+    smooth = lambda f, y: cross_entropy(f.sin(), y)  # noqa: E731
+    v = torch.randn(15, dtype=torch.float64)
+    exact = HessianOperator(net, smooth, batch) @ v
+    assert torch.allclose(HessianOperator(net, wrapped, batch) @ v, exact, rtol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"method must not be 'jvp_grad' .* an autograd.Function that has no"
+    ):
+        HessianOperator(net, wrapped, batch, "jvp_grad") @ v
+
+
 def test_differences_measure_their_error():
     _, _, op = operator("layer", "finite_difference")
     v = torch.randn(op.size, dtype=torch.float64)

@@ -171,8 +171,7 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by name, whole, onto the device.
 
-    - "digits": 1,797 handwritten digits, 8x8 pixels, which come with the package; 1,200 for training, in a fixed
-      random order.
+    - "digits": 1,797 handwritten digits, 8x8 pixels, of the package; 1,200 for training, in a fixed random order.
     - "mnist1d": 4,000 + 1,000 signals of length 40, ten classes, generated in a few seconds.
     - "mnist", "fashion-mnist", "cifar10", "cifar100": torchvision's, with its files and checksums.
     - "image-folder": any directory of images, root/train/CLASS/FILE and root/test/CLASS/FILE, or root/CLASS/FILE,
