@@ -43,7 +43,7 @@ GREW = {
     "experiments, flights on thirty digits: convolutional and residual nets up to c = 32, for chapter 17": 26,
     "experiments, a residual net that fits its digits, in full batch at four rates, for chapter 12": 26,
     "bookkit.draw: the drawings of Part I and of the front page": 275,
-    "bookkit.warm: kernels that are forked, nine seconds of a processor less for each chapter": 95,
+    "bookkit.warm: kernels that are forked, nine seconds of a processor less for each chapter": 102,
     "bookkit.robust, seeds, faults: checks under eight perturbations, damage in a chapter": 439,
 }
 """What came after the house was built, in lines, each with its need."""

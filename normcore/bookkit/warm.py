@@ -7,7 +7,8 @@ a fresh kernel needs nine seconds of a 2 GHz processor for what it imports.
 import os
 import sys
 from collections.abc import Mapping
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -91,5 +92,11 @@ def serve(arguments: list[str], folder: str | None, environment: dict[str, str])
     os.chdir(folder or ".")
     inline = "module://matplotlib_inline.backend_inline"
     mpl.rcParams["backend"] = inline  # ipykernel tells a matplotlib that is yet to be imported
-    parent = f"--IPKernelApp.parent_handle={os.getppid()}"  # it ends with the process it was forked from
-    launch_new_instance([*arguments, parent])
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    launch_new_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+
+
+def _end_with(parent: Any) -> None:
+    """Leave when the process that asked for the kernel is gone, killed say; the one forked waits for all kernels."""
+    parent.join()
+    os._exit(1)

@@ -1,6 +1,10 @@
 """Kernels that are forked: what they show is what a fresh kernel shows, and where they could not know better they are fresh."""
 
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from book_files import bare
@@ -78,6 +82,32 @@ def test_who_may_be_a_fork(monkeypatch):
 def test_a_forked_kernel_that_dies_is_missed(warm, tmp_path):
     _, error = execute_notebook(bare("1", "import os; os._exit(1)"), tmp_path)
     assert "DeadKernelError" in error
+
+
+STARTS = """
+import time
+from jupyter_client.manager import start_new_kernel
+if __name__ == "__main__":
+    print(start_new_kernel()[0].provisioner.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_kernel_outlives_who_started_it(tmp_path):
+    script = tmp_path / "starts.py"
+    script.write_text(STARTS)
+    told = {**os.environ, "JUPYTER_DEFAULT_PROVISIONER_NAME": "normcore-warm"}
+    starter = subprocess.Popen([sys.executable, script], env=told, stdout=subprocess.PIPE, text=True)
+    try:
+        kernel = int(starter.stdout.readline())
+        assert "forkserver" in Path(f"/proc/{kernel}/cmdline").read_text()
+    finally:
+        starter.kill()
+        starter.wait()
+    until = time.monotonic() + 60
+    while Path(f"/proc/{kernel}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_a_forked_kernel_can_be_interrupted(warm, monkeypatch, tmp_path):
